@@ -1,0 +1,697 @@
+"""The layer: Keras' ``Conv3DTranspose`` for NumPy arrays.
+
+Everything a call needs is decided when it can first be known: arguments at construction,
+weights (and their packed form) when they are set, problem and plan when an input shape is
+first seen. A warm call looks the shape up and goes straight to the kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import (
+    activations,
+    arguments,
+    constraints,
+    engine,
+    identifiers,
+    initializers,
+    plan,
+    regularizers,
+)
+from .problem import Problem
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int | None, ...]
+
+# dtype policy: (dtype of the weights, dtype of the result). The half types are computed in
+# float32, in which the mixed policies also keep their weights.
+POLICIES = {
+    "float64": ("float64", "float64"),
+    "float32": ("float32", "float32"),
+    "float16": ("float16", "float16"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "mixed_float16": ("float32", "float16"),
+    "mixed_bfloat16": ("float32", "bfloat16"),
+}
+
+# Input shapes remembered per layer. A plan is a few integers; all share the packed weights.
+SEEN_SHAPES = 32
+
+# What Keras 2 writes into a config and no layer of ours needs.
+_IGNORED = ("autocast", "dynamic", "quantization_config", "ragged", "sparse")
+
+_building = threading.Lock()
+_counters: dict[str, Iterator[int]] = {}
+
+
+def _fixed(name: str, doc: str) -> property:
+    """A read-only attribute: what it says is built into the cached problems."""
+    return property(operator.attrgetter("_" + name), doc=doc)
+
+
+class Conv3DTranspose:
+    """3D transposed convolution layer, with the meaning of Keras' ``Conv3DTranspose``.
+
+    When using this layer as the first layer, ``input_shape`` makes it usable, weights and
+    all, before the first call; otherwise the first call builds it.
+
+    Parameters
+    ----------
+    filters : int
+        Channels of the result.
+    kernel_size, strides, dilation_rate : int or 3 ints
+        For depth, height and width. As in Keras, strides > 1 and dilation_rate > 1 exclude
+        each other, except with explicit padding.
+    padding : {"valid", "same"}, int, 3 ints, or 3 pairs of ints
+        The strings (any case) are those of Keras. Numbers are voxels ``(lo, hi)`` cropped
+        from the full output, as PyTorch and ONNX mean their pads.
+    output_padding : int or 3 ints, optional
+        Settles the output size where several are possible, see `conv3d_transpose`. From here
+        on keyword-only, because Keras 2 and Keras 3 disagree about the order.
+    data_format : {"channels_last", "channels_first"}, optional
+        Default: ``image_data_format`` in Keras' ``keras.json``, else "channels_last".
+    groups : int
+        Divides `filters` and the input channels; each group has its own share of both.
+    activation : str, callable, config dict or None
+        Any activation of Keras; None is linear. softmax and glu work on the last axis,
+        whatever the data format, as in Keras.
+    use_bias : bool
+    kernel_initializer, bias_initializer : str, callable, array, config dict or None
+        None is Keras' default for both, "glorot_uniform".
+    kernel_regularizer, bias_regularizer, activity_regularizer : str, callable, dict or None
+        See `losses`.
+    kernel_constraint, bias_constraint : str, callable, config dict or None
+        See `apply_constraints`.
+    input_shape : 4 sizes, optional
+        Shape of one sample, channels where `data_format` says; spatial sizes may be None.
+        Builds the layer at once (Keras waits for the first call).
+    name : str, optional
+        Default: ``conv3d_transpose``, ``conv3d_transpose_1``, ...
+    dtype : str, dtype or config dict of a dtype policy
+        "float32", "float64", "float16", "bfloat16" (needs ml_dtypes), "mixed_float16" or
+        "mixed_bfloat16". The half types are computed in float32; mixed policies have float32
+        weights and a half-precision result.
+    trainable : bool
+    num_threads : int, optional
+        Default: as `conv3dt.set_num_threads` and OpenMP say.
+    algorithm : {"auto", "direct", "im2col", "winograd"}
+        "direct" sums the formula as written, and has NaN and Inf exactly where it says.
+
+    Raises
+    ------
+    ValueError
+        A bad argument; at build or call, shapes that do not fit. TypeError: an input that
+        is no array of floats.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from conv3dt import Conv3DTranspose
+    >>> layer = Conv3DTranspose(8, 3, strides=2, padding="same", activation="relu")
+    >>> layer(np.ones((1, 4, 4, 4, 2), np.float32)).shape
+    (1, 8, 8, 8, 8)
+    >>> layer.kernel.shape
+    (3, 3, 3, 8, 2)
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1, 1),
+        padding: Any = "valid",
+        *,
+        output_padding: int | Sequence[int] | None = None,
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = (1, 1, 1),
+        groups: int = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        input_shape: Sequence[int | None] | None = None,
+        name: str | None = None,
+        dtype: Any = "float32",
+        trainable: bool = True,
+        num_threads: int | None = None,
+        algorithm: str = "auto",
+    ) -> None:
+        self._filters = arguments.positive_int("filters", filters)
+        self._kernel_size = arguments.triple("kernel_size", kernel_size)
+        self._strides = arguments.triple("strides", strides)
+        self._dilation_rate = arguments.triple("dilation_rate", dilation_rate)
+        self._padding = arguments.padding(padding)
+        arguments.stride_dilation_rule(self._strides, self._dilation_rate, self._padding)
+        self._output_padding = arguments.output_padding(
+            output_padding, self._strides, self._dilation_rate, self._padding
+        )
+        self._data_format = arguments.data_format(data_format)
+        self._groups = arguments.positive_int("groups", groups)
+        arguments.check_groups(self._groups, "filters", self._filters)
+        self._use_bias = bool(use_bias)
+
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.activity_regularizer = regularizers.get(activity_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
+        self.trainable = bool(trainable)
+
+        self._set_policy(dtype)
+        self._name = _checked_name(name) if name is not None else _auto_name(type(self))
+        self._kernel: Array | None = None
+        self._bias: Array | None = None
+        self._weights: plan.Weights | None = None
+        self._activity: list[float] = []
+        self.activation = activation
+        self.num_threads = num_threads
+        self.algorithm = algorithm
+        if input_shape is not None:
+            self.build((None, *_sizes("input_shape", input_shape, 4)))
+
+    filters: Any = _fixed("filters", "Channels of the result.")
+    kernel_size: Any = _fixed("kernel_size", "Three ints.")
+    strides: Any = _fixed("strides", "Three ints.")
+    padding: Any = _fixed("padding", '"valid", "same" or three pairs (lo, hi).')
+    output_padding: Any = _fixed("output_padding", "None or three ints.")
+    data_format: Any = _fixed("data_format", '"channels_last" or "channels_first".')
+    dilation_rate: Any = _fixed("dilation_rate", "Three ints.")
+    groups: Any = _fixed("groups", "Number of groups.")
+    use_bias: Any = _fixed("use_bias", "Whether there is a bias.")
+    name: Any = _fixed("name", "The layer's name.")
+    dtype: Any = _fixed("dtype", "Name of the dtype of the weights.")
+    dtype_policy: Any = _fixed("dtype_policy", "Name of the dtype policy.")
+
+    @property
+    def activation(self) -> activations.Activation:
+        """The activation; anything that stands for one may be assigned."""
+        return self._activation
+
+    @activation.setter
+    def activation(self, value: Any) -> None:
+        self._activation = activations.get(value)
+        if self._weights is not None:
+            self._forget_shapes(self._weights)
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of a call; None leaves it to `conv3dt.set_num_threads` and OpenMP."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        self._num_threads = arguments.num_threads(value)
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm, or "auto"."""
+        return self._algorithm
+
+    @algorithm.setter
+    def algorithm(self, value: str) -> None:
+        self._algorithm = arguments.algorithm(value)
+
+    # --- calling ---------------------------------------------------------------------------
+
+    def __call__(self, x: npt.ArrayLike, out: Array | None = None) -> Array:
+        """The layer's result for a batch of volumes.
+
+        Parameters
+        ----------
+        x : array_like, (N, D, H, W, C) or (N, C, D, H, W)
+            Cast to the layer's dtype if it is of another float dtype.
+        out : ndarray, optional
+            Receives the result and is returned. Of the result's shape and dtype; it may be
+            strided, and may overlap `x`.
+
+        Returns
+        -------
+        ndarray
+            Of the layer's dtype; its shape is that of `compute_output_shape`.
+
+        Raises
+        ------
+        ValueError
+            `x` or `out` has the wrong shape, or `out` is read-only.
+        TypeError
+            `x` is no array of floats, or `out` has another dtype.
+        """
+        if type(x) is not np.ndarray or x.dtype not in self._direct or not x.flags.aligned:
+            x = self._cast_input(x)
+        if self._weights is None:
+            self._build("the shape of x", x.shape)
+        # One look at what other threads may set: weights, activation, and what follows from them.
+        made, activation, shape = self._seen(x.shape, self._algorithm, engine.selected())
+        if out is not None:
+            arguments.check_out(out, shape, self._result)
+        y: Array = made.apply(x, activation=activation, out=out, num_threads=self._num_threads)
+        if y.dtype != self._result:  # a mixed policy, and x was not of the half type
+            y = _cast(y, self._result)
+        if self.activity_regularizer is not None:
+            # Divided by the batch, so that the strength does not depend on it; empty: 0.
+            self._activity = [float(self.activity_regularizer(y)) / max(len(y), 1)]
+        return y
+
+    def _cast_input(self, x: Any) -> Array:
+        x = arguments.as_array("x", x)
+        return x if x.dtype in self._direct else _cast(x, self._direct[0])
+
+    def _poser(self, in_channels: int) -> Callable[[Sequence[int]], Problem]:
+        """What makes the problem of an input shape."""
+        return partial(
+            arguments.make_problem,
+            kernel_shape=self._kernel_shape(in_channels),
+            strides=self._strides,
+            padding=self._padding,
+            output_padding=self._output_padding,
+            dilation=self._dilation_rate,
+            groups=self._groups,
+            channels_last=self._data_format == "channels_last",
+            itemsize=self._compute.itemsize,
+        )
+
+    def _forget_shapes(self, weights: plan.Weights) -> None:
+        """Start a new memory of input shapes. It must not hold the layer itself: the cycle
+        would keep the weights of a dead layer until the next garbage collection."""
+        pose = self._poser(weights.kernel.shape[4])
+        self._seen: Any = lru_cache(SEEN_SHAPES)(partial(_planned, pose, weights, self._activation))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
+        """Shape of the result for an input shape, batch included; unknown sizes are None.
+
+        Raises
+        ------
+        ValueError
+            A shape that the layer cannot take.
+        """
+        shape = _sizes("input_shape", input_shape, 5)
+        sizes = [size or 0 for size in shape]  # no padding refuses an empty axis
+        channels = shape[self._channel_axis]
+        if self._kernel is not None:
+            in_channels = self._kernel.shape[4]
+        else:
+            in_channels = self._groups if channels is None else channels
+        if channels is None:
+            sizes[self._channel_axis] = in_channels
+        known = self._poser(in_channels)(sizes).y_shape(sizes[0])
+        result: Shape = tuple(
+            known[i] if shape[i] is not None or i == self._channel_axis else None for i in range(5)
+        )
+        return self._activation.output_shape(result)
+
+    # --- weights ---------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether the layer has its weights."""
+        return self._weights is not None
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weights for an input shape, batch included; sizes but the channels may be None.
+
+        Raises
+        ------
+        ValueError
+            A shape the layer cannot take, or other channels than it was built for.
+        """
+        self._build("input_shape", input_shape)
+
+    def _build(self, name: str, input_shape: Sequence[int | None]) -> None:
+        shape = _sizes(name, input_shape, 5)
+        channels = shape[self._channel_axis]
+        if channels is None:
+            raise ValueError(f"{name} must say the channels, got {shape}")
+        with _building:  # one thread's weights, not each its own
+            self.compute_output_shape(shape)
+            if self._weights is not None:
+                return
+            kernel_shape = self._kernel_shape(channels)
+            kernel = self._initial("kernel", self.kernel_initializer, kernel_shape)
+            bias = None
+            if self._use_bias:
+                bias = self._initial("bias", self.bias_initializer, (self._filters,))
+            self._store(kernel, bias)
+
+    def _kernel_shape(self, in_channels: int) -> tuple[int, ...]:
+        return (*self._kernel_size, self._filters // self._groups, in_channels)
+
+    def _initial(self, name: str, initializer: Any, shape: tuple[int, ...]) -> Array:
+        initializer = initializer or initializers.GlorotUniform()
+        array = np.asarray(initializer(shape, dtype=self._dtype))
+        if array.shape != shape:
+            raise ValueError(f"{name}_initializer must return shape {shape}, got {array.shape}")
+        return array
+
+    def _store(self, kernel: Array, bias: Array | None) -> None:
+        """Take weights of the right shapes: private, read-only, and packed for the kernels."""
+        with np.errstate(all="ignore"):  # as in _cast
+            kernel = np.array(kernel, self._variable, order="C")
+            bias = None if bias is None else np.array(bias, self._variable, order="C")
+        for array in (kernel, bias):
+            if array is not None:
+                array.flags.writeable = False
+        weights = plan.Weights(
+            kernel.astype(self._compute, copy=False),
+            None if bias is None else bias.astype(self._compute, copy=False),
+            self._groups,
+        )
+        self._forget_shapes(weights)
+        self._kernel, self._bias, self._weights = kernel, bias, weights
+
+    @property
+    def kernel(self) -> Array:
+        """Read-only view of the kernel, (kd, kh, kw, filters // groups, in_channels).
+
+        Assign an array to change it.
+        """
+        if self._kernel is None:
+            raise AttributeError(f"{self._name} has no kernel before it is built")
+        return self.weights[0]
+
+    @kernel.setter
+    def kernel(self, value: npt.ArrayLike) -> None:
+        self._check_built("kernel")
+        assert self._kernel is not None
+        self._store(_weight("kernel", value, self._kernel.shape), self._bias)
+
+    @property
+    def bias(self) -> Array | None:
+        """Read-only view of the bias, (filters,), or None without ``use_bias``.
+
+        Assign an array to change it.
+        """
+        if self._kernel is None:
+            raise AttributeError(f"{self._name} has no bias before it is built")
+        return None if self._bias is None else self._bias.view()
+
+    @bias.setter
+    def bias(self, value: npt.ArrayLike) -> None:
+        self._check_built("bias")
+        assert self._kernel is not None
+        if not self._use_bias:
+            raise ValueError(f"bias must not be set with use_bias=False, got {value!r}")
+        self._store(self._kernel, _weight("bias", value, (self._filters,)))
+
+    @property
+    def weights(self) -> list[Array]:
+        """Read-only views: kernel and, with ``use_bias``, bias; empty before build."""
+        return [w.view() for w in (self._kernel, self._bias) if w is not None]
+
+    @property
+    def trainable_weights(self) -> list[Array]:
+        """`weights`, or nothing if the layer is not ``trainable``."""
+        return self.weights if self.trainable else []
+
+    def get_weights(self) -> list[Array]:
+        """Copies of `weights`, in Keras' order."""
+        return [w.copy() for w in self.weights]
+
+    def set_weights(self, weights: Sequence[npt.ArrayLike]) -> None:
+        """Set kernel and, with ``use_bias``, bias; both or, after an error, neither.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built, or the number or a shape of the arrays is wrong.
+        TypeError
+            An array that is not of floats.
+        """
+        self._check_built("weights")
+        assert self._kernel is not None
+        if len(weights) != len(self.weights):
+            raise ValueError(
+                f"weights must be {len(self.weights)} arrays (use_bias={self._use_bias}), "
+                f"got {len(weights)}"
+            )
+        kernel = _weight("kernel", weights[0], self._kernel.shape)
+        bias = _weight("bias", weights[1], (self._filters,)) if self._use_bias else None
+        self._store(kernel, bias)
+
+    def count_params(self) -> int:
+        """Number of weights. ValueError before build."""
+        self._check_built("count_params")
+        return sum(w.size for w in self.weights)
+
+    def _check_built(self, what: str) -> None:
+        if self._weights is None:
+            raise ValueError(
+                f"{what} must be used after the layer is built: call it, build(input_shape) it, "
+                f"or give it an input_shape; {self._name} is not built"
+            )
+
+    def apply_constraints(self) -> None:
+        """Replace kernel and bias by what ``kernel_constraint`` and ``bias_constraint`` make
+        of them, as Keras does after every training step.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built, or a constraint returns another shape.
+        """
+        self._check_built("apply_constraints")
+        assert self._kernel is not None
+        kernel, bias = self._kernel, self._bias
+        if self.kernel_constraint is not None:
+            kernel = _weight("kernel", self.kernel_constraint(kernel), kernel.shape)
+        if self.bias_constraint is not None and bias is not None:
+            bias = _weight("bias", self.bias_constraint(bias), bias.shape)
+        self._store(kernel, bias)
+
+    @property
+    def losses(self) -> list[float]:
+        """Penalties: activity of the latest call (over its batch size), kernel, bias.
+
+        Only those that have a regularizer; with ``trainable=False`` not those of the weights.
+        """
+        losses = list(self._activity)
+        if not self.trainable:
+            return losses
+        pairs = ((self.kernel_regularizer, self._kernel), (self.bias_regularizer, self._bias))
+        return losses + [float(r(w)) for r, w in pairs if r is not None and w is not None]
+
+    # --- configuration ---------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of an equal layer, without weights, as Keras 3 writes them.
+
+        ``groups``, ``num_threads`` and ``algorithm``, which Keras does not know, are there
+        only when they are not the default: Keras' own ``from_config`` reads the rest.
+        """
+        config: dict[str, Any] = {
+            "name": self._name,
+            "trainable": self.trainable,
+            "dtype": {
+                "module": "keras",
+                "class_name": "DTypePolicy",
+                "config": {"name": self._dtype_policy},
+                "registered_name": None,
+            },
+            "filters": self._filters,
+            "kernel_size": self._kernel_size,
+            "strides": self._strides,
+            "padding": self._padding,
+            "output_padding": self._output_padding,
+            "data_format": self._data_format,
+            "dilation_rate": self._dilation_rate,
+            "activation": self._activation.config(),
+            "use_bias": self._use_bias,
+        }
+        for key, module in _OBJECTS.items():
+            config[key] = module.serialize(getattr(self, key))
+        own = {"groups": 1, "num_threads": None, "algorithm": "auto"}
+        return config | {
+            key: getattr(self, key) for key, default in own.items() if getattr(self, key) != default
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Conv3DTranspose:
+        """A layer from the config of this class or of Keras 2 or Keras 3.
+
+        Parameters
+        ----------
+        config
+            What ``get_config`` returned, possibly by way of JSON. ``batch_input_shape``, of
+            Keras 2, builds the layer at once, like ``input_shape``.
+        custom_objects
+            The user's own activations, initializers, regularizers and constraints by name.
+
+        Raises
+        ------
+        ValueError
+            An unknown key or name, or a bad value.
+        """
+        known = {key: value for key, value in config.items() if key not in _IGNORED}
+        batch_shape = known.pop("batch_input_shape", None)
+        if batch_shape is not None:
+            known.setdefault("input_shape", tuple(batch_shape)[1:])
+        for key, module in _OBJECTS.items():
+            if key in known:
+                known[key] = module.get(known[key], custom_objects)
+        if "activation" in known:
+            known["activation"] = activations.get(known["activation"], custom_objects)
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(
+                f"config must hold the arguments of {cls.__name__}, got {sorted(config)}: {error}"
+            ) from error
+
+    def _set_policy(self, dtype: Any) -> None:
+        """Set the dtypes: of the weights, of the sums, of the result, and those x may have."""
+        self._dtype_policy = _policy_name(dtype)
+        self._dtype, result = POLICIES[self._dtype_policy]
+        self._variable, self._result = _numpy_dtype(self._dtype), _numpy_dtype(result)
+        self._compute = arguments.compute_dtype(self._variable)
+        # The first is what other inputs are cast to. A mixed policy reads its half type as is.
+        direct = dict.fromkeys((self._variable, self._result))
+        self._direct: tuple[np.dtype[Any], ...] = tuple(direct)
+
+    @property
+    def _channel_axis(self) -> int:
+        return 4 if self._data_format == "channels_last" else 1
+
+    def __repr__(self) -> str:
+        shown = [f"{self._filters}, {self._kernel_size}"]
+        defaults = {
+            "strides": (1, 1, 1),
+            "padding": "valid",
+            "output_padding": None,
+            "data_format": "channels_last",
+            "dilation_rate": (1, 1, 1),
+            "groups": 1,
+            "use_bias": True,
+            "dtype_policy": "float32",
+        }
+        for key, default in defaults.items():
+            value = getattr(self, key)
+            if value != default:
+                shown.append(f"{key.removesuffix('_policy')}={value!r}")
+        if self._activation.code != 0:
+            shown.append(f"activation={self._activation.name!r}")
+        shown.append(f"name={self._name!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = ("_weights", "_seen")
+        return {key: value for key, value in self.__dict__.items() if key not in packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._weights = None
+        self._set_policy(self._dtype_policy)
+        if self._kernel is not None:
+            self._store(self._kernel, self._bias)
+
+
+# The arguments that name an object, and who resolves them, in Keras' order.
+_OBJECTS: dict[str, Any] = {
+    "kernel_initializer": initializers,
+    "bias_initializer": initializers,
+    "kernel_regularizer": regularizers,
+    "bias_regularizer": regularizers,
+    "activity_regularizer": regularizers,
+    "kernel_constraint": constraints,
+    "bias_constraint": constraints,
+}
+
+
+def _planned(
+    pose: Callable[[Sequence[int]], Problem],
+    weights: plan.Weights,
+    activation: activations.Activation,
+    x_shape: tuple[int, ...],
+    algorithm: str,
+    isa: str,
+) -> tuple[plan.Plan, activations.Activation, tuple[int, ...]]:
+    """The plan for an input shape (with the selected `isa`), and the shape of its result."""
+    problem = pose(x_shape)
+    made = weights.plan(problem, algorithm)
+    return made, activation, activation.output_shape(problem.y_shape(x_shape[0]))
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(all="ignore"):  # numbers beyond the narrower dtype become Inf, silently
+        return array.astype(dtype)
+
+
+def _policy_name(dtype: Any) -> str:
+    """The name in ``POLICIES`` of a dtype, a policy, or the config dict of a policy."""
+    name: Any = "float32" if dtype is None else dtype
+    if isinstance(dtype, dict):
+        config = dtype.get("config")
+        name = config.get("name", "") if isinstance(config, dict) else ""
+    elif not isinstance(name, (str, type, np.dtype)):
+        name = getattr(dtype, "name", "")  # a policy object
+    if isinstance(name, (type, np.dtype)):
+        try:
+            name = np.dtype(name).name
+        except TypeError:
+            name = ""
+    if not isinstance(name, str) or name not in POLICIES:
+        raise ValueError(f"dtype must be one of {', '.join(POLICIES)}, got {dtype!r}")
+    return name
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError("dtype bfloat16 needs the package ml_dtypes") from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def _weight(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    array = arguments.as_array(name, value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def _sizes(name: str, value: Any, count: int) -> Shape:
+    """``count`` sizes, each a non-negative int or None."""
+    try:
+        sizes = tuple(None if size is None else operator.index(size) for size in value)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != count or any(size is not None and size < 0 for size in sizes):
+        batch = "with" if count == 5 else "without"
+        raise ValueError(
+            f"{name} must be {count} sizes, {batch} the batch, each a non-negative integer "
+            f"or None, got {value!r}"
+        )
+    return sizes
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or "/" in name:
+        raise ValueError(f'name must be a non-empty string without "/", got {name!r}')
+    return name
+
+
+def _auto_name(cls: type) -> str:
+    base = identifiers.snake_case(cls.__name__)
+    number = next(_counters.setdefault(base, itertools.count()))
+    return f"{base}_{number}" if number else base

@@ -1,0 +1,472 @@
+"""The plan: an ordered list of algorithms, best first, NumPy last.
+
+Each algorithm accepts a problem or says in words why not (printed with
+``CONV3DT_VERBOSE=1``). Its weights are packed once, whatever the input shapes; the plans of
+the latest shapes are kept. A choice depends on the problem of one sample and on the weights
+alone, never on batch, threads or strides, so that the same numbers give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import replace
+from math import prod
+from operator import itemgetter
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import col2im, cost, engine, output_pool
+from .problem import Axis, Phase, Problem, effective_kernel, phases
+
+PLANS_KEPT = 16
+# Taps keeps a row of sums for each phase of each filter: 20 MB in rows of 256 float32.
+MOST_STREAMS = 1 << 14
+VERBOSE = os.environ.get("CONV3DT_VERBOSE") == "1"
+
+
+class Activation(Protocol):
+    """What a plan needs to know of an activation (see ``conv3dt.activations``)."""
+
+    code: int
+    params: tuple[float, float, float, float]
+
+    def inplace(self, y: np.ndarray) -> np.ndarray: ...
+
+
+class Weights:
+    """A kernel and bias in the compute dtype, with what was made of them.
+
+    Parameters
+    ----------
+    kernel : ndarray, shape (kd, kh, kw, filters // groups, in_channels), float32 or float64
+    bias : ndarray, shape (filters,), same dtype, or None
+    """
+
+    def __init__(self, kernel: np.ndarray, bias: np.ndarray | None, groups: int = 1) -> None:
+        self.kernel = np.ascontiguousarray(kernel)
+        self.bias = bias
+        self.groups = groups
+        self.finite = bool(np.isfinite(self.kernel).all())
+        self._packed: dict[Hashable, Any] = {}
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+
+    def packed(self, key: Hashable, pack: Any) -> Any:
+        """``pack()``, done once per key."""
+        found = self._packed.get(key)
+        if found is None:
+            found = self._packed[key] = pack()
+        return found
+
+    def plan(self, problem: Problem, algorithm: str) -> Plan:
+        """The plan for a problem, from the latest few or made now."""
+        key = (engine.selected(), algorithm, problem)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = make_plan(problem, self, algorithm)
+            while len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
+        return plan
+
+
+class Candidate(Protocol):
+    """An algorithm: what it is called, what it takes, what it costs, how it is made ready."""
+
+    name: str
+    family: str  # "direct": the sum as written
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None: ...
+
+    def cost(self, problem: Problem, kernels: Any) -> float: ...
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any: ...
+
+
+class Tiles:
+    """Gather by phase in register tiles (src_pyx/tiles.pxd)."""
+
+    name = "tiles"
+    family = "direct"
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None:
+        return needs(problem, weights)
+
+    def cost(self, problem: Problem, kernels: Any) -> float:
+        return cost.tiles(problem, kernels.VECTOR, self.fused(problem))
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
+        fused = self.fused(problem)
+        axes = [phases(axis) for axis in problem.axes]
+        width = problem.axes[2]
+        taps = [[[tap for tap, _ in phase.taps] for phase in axis] for axis in axes]
+        if fused:  # one phase, whose columns are the taps of the width x filters
+            offset = axes[2][0].taps[0][1]
+            axes[2] = (Phase(0, ((0, offset),)),)
+            taps[2] = [[phase_taps[0] for phase_taps in taps[2]]]
+        packed = weights.packed(
+            (kernels.__name__, self.name, fused, str(taps)),
+            lambda: kernels.pack_tiles(weights.kernel, taps, problem.groups, fused),
+        )
+        return kernels.Tiles(
+            [record(axis, its) for axis, its in zip(problem.axes, axes, strict=True)],
+            problem.in_channels,
+            problem.filters,
+            problem.groups,
+            problem.channels_last,
+            fused,
+            False,
+            packed,
+            bias_columns(problem, weights, width.stride if fused else 1, kernels.VECTOR),
+            float(problem.multiplications),
+        )
+
+    @staticmethod
+    def fused(problem: Problem) -> bool:
+        """Whether all phases of the width have one tap, at the same input."""
+        width = problem.axes[2]
+        return (
+            problem.channels_last
+            and problem.groups == 1
+            and width.stride == width.kernel > 1
+            and width.dilation == 1
+            and width.crop % width.stride == 0
+        )
+
+
+class Winograd:
+    """Minimal filtering of phases with 2 or 3 taps (src_pyx/winograd.pxd)."""
+
+    name = "winograd"
+    family = "winograd"
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None:
+        if problem.groups > 1:
+            return "groups"
+        axes = [phases(axis) for axis in problem.axes]
+        if any(len(phase.taps) > 3 for axis in axes for phase in axis):
+            return "a phase has more than 3 taps"
+        if sum(any(len(phase.taps) > 1 for phase in axis) for axis in axes) < 2:
+            return "no phase has several taps along two axes"
+        if any(
+            one - two != 1
+            for axis in axes
+            for phase in axis
+            for (_, one), (_, two) in zip(phase.taps, phase.taps[1:], strict=False)
+        ):
+            return "taps of a phase that are not neighbours"
+        return needs(problem, weights)
+
+    def cost(self, problem: Problem, kernels: Any) -> float:
+        return cost.winograd(problem, kernels.VECTOR)
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
+        axes = [phases(axis) for axis in problem.axes]
+        taps = [[[tap for tap, _ in phase.taps] for phase in axis] for axis in axes]
+        packed = weights.packed(
+            (kernels.__name__, self.name, str(taps)),
+            lambda: kernels.pack_winograd(weights.kernel, taps),
+        )
+        return kernels.Tiles(
+            [record(axis, its) for axis, its in zip(problem.axes, axes, strict=True)],
+            problem.in_channels,
+            problem.filters,
+            1,
+            problem.channels_last,
+            False,
+            True,
+            packed,
+            bias_columns(problem, weights, 1, kernels.VECTOR),
+            float(problem.multiplications),
+        )
+
+
+class Taps:
+    """Few filters: taps x filters times positions, summed by row (src_pyx/taps.pxd)."""
+
+    name = "taps"
+    family = "direct"
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None:
+        if problem.groups > 1:
+            return "groups"
+        if prod(axis.stride for axis in problem.axes) * problem.filters > MOST_STREAMS:
+            return "strides whose phases of all filters are too many rows of sums"
+        return needs(problem, weights)
+
+    def cost(self, problem: Problem, kernels: Any) -> float:
+        return cost.taps(problem, kernels.VECTOR)
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
+        return kernels.Taps(
+            [record(axis, phases(axis)) for axis in problem.axes],
+            problem.in_channels,
+            problem.filters,
+            problem.channels_last,
+            weights.kernel,
+            bias_columns(problem, weights, 1, 1),
+            float(problem.multiplications),
+        )
+
+
+class Depthwise:
+    """One input channel per group: sums of taps alone (src_pyx/depthwise.pxd)."""
+
+    name = "depthwise"
+    family = "direct"
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None:
+        if problem.groups != problem.in_channels:
+            return "more than one input channel per group"
+        if prod(axis.stride for axis in problem.axes) > MOST_STREAMS:
+            return "strides whose phases are too many rows of sums"
+        return None
+
+    def cost(self, problem: Problem, kernels: Any) -> float:
+        return cost.depthwise(problem, kernels.VECTOR)
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
+        packed = weights.packed(
+            (kernels.__name__, self.name), lambda: kernels.pack_depthwise(weights.kernel)
+        )
+        return kernels.Depthwise(
+            [record(axis, phases(axis)) for axis in problem.axes],
+            problem.in_channels,
+            problem.filters,
+            problem.channels_last,
+            packed,
+            kernels.wrapped(bias_columns(problem, weights, 1, 1).reshape(-1)),
+            float(problem.multiplications),
+        )
+
+
+def needs(problem: Problem, weights: Weights) -> str | None:
+    """Why no compiled algorithm takes the problem, if so."""
+    if not weights.finite:
+        return "weights that are not finite (zeros around the input would make NaN)"
+    if problem.in_channels == 0:
+        return "no input channels"
+    return None
+
+
+def record(axis: Axis, its: tuple[Phase, ...]) -> tuple[Any, ...]:
+    """An axis and its phases as the compiled plans take them."""
+    return (
+        axis.size,
+        axis.out,
+        axis.stride,
+        tuple((phase.first, phase.count(axis), phase.taps) for phase in its),
+    )
+
+
+def bias_columns(problem: Problem, weights: Weights, repeat: int, vector: int) -> np.ndarray:
+    """Bias per column of each group, filled up with zeros to whole vectors."""
+    columns = problem.filters // problem.groups * repeat
+    padded = np.zeros((problem.groups, -(-columns // vector) * vector), weights.kernel.dtype)
+    if weights.bias is not None:
+        padded[:, :columns] = np.tile(weights.bias.reshape(problem.groups, -1), (1, repeat))
+    return padded
+
+
+CANDIDATES: tuple[Candidate, ...] = (Depthwise(), Taps(), Tiles(), Winograd())
+ALGORITHMS = tuple(candidate.name for candidate in CANDIDATES) + ("im2col",)
+
+
+class Plan:
+    """An algorithm made ready for a problem and weights."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        weights: Weights,
+        algorithm: str,
+        compiled: Any = None,
+        fused: frozenset[int] = frozenset(),
+    ) -> None:
+        self.problem = problem
+        self.kernel = weights.kernel  # not the weights themselves: they keep their plans
+        self.bias = weights.bias
+        self.algorithm = algorithm
+        self.compiled = compiled
+        self.gaps = compiled is not None and has_gaps(problem)
+        self.fused = frozenset() if self.gaps else fused  # codes of activations
+        self.work = problem.multiplications
+        self.sample = problem.y_shape(1)[1:]
+
+    def apply(
+        self,
+        x: np.ndarray,
+        *,
+        activation: Activation | None = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> np.ndarray:
+        """See `execute`."""
+        batch = x.shape[0]
+        shape = (batch, *self.sample)
+        compute = self.kernel.dtype
+        source = readable(x, compute)
+        if out is not None and out.shape == shape and self.writable(out, source):
+            y = out
+        else:
+            y = output_pool.empty(shape, compute)
+        team = engine.threads(num_threads, batch * self.work)
+        if activation is None or activation.code in self.fused or activation.code == 0:
+            self.run(source, y, activation, team)
+        else:
+            self.run(source, y, None, team)
+            y = activation.inplace(y)
+        if y is out:
+            return y
+        if out is None:
+            if y.dtype == x.dtype:
+                return y
+            out = output_pool.empty(y.shape, x.dtype)
+        with np.errstate(all="ignore"):  # a half type may overflow, as it may in any cast
+            out[...] = y
+        return out
+
+    def run(
+        self, x: np.ndarray, y: np.ndarray, activation: Activation | None = None, threads: int = 1
+    ) -> int:
+        """Fill ``y``; both arrays as ``readable`` and ``writable`` want them.
+
+        Returns the number of threads that took part.
+        """
+        code, params = 0, (0.0, 0.0, 0.0, 0.0)
+        if activation is not None and activation.code in self.fused:
+            code, params, activation = activation.code, activation.params, None
+        if self.gaps:
+            self.fill(y)
+        if self.compiled is not None:
+            team = self.compiled.run(x, y, code, params, threads)
+        else:
+            team = 1
+            col2im.run(self.problem, self.kernel, self.bias, x, y, threads)
+        if activation is not None and activation.code != 0:
+            activation.inplace(y)
+        return int(team)
+
+    def fill(self, y: np.ndarray) -> None:
+        """Bias everywhere: what voxels that no tap reaches keep."""
+        bias = self.bias
+        if bias is not None and not self.problem.channels_last:
+            bias = bias.reshape(-1, 1, 1, 1)
+        y[...] = 0 if bias is None else bias
+
+    def writable(self, out: np.ndarray, x: np.ndarray) -> bool:
+        """Whether a kernel can write straight into ``out``."""
+        return (
+            out.dtype == self.kernel.dtype
+            and unit_stride(out)
+            and not np.may_share_memory(out, x)
+            and not np.may_share_memory(out, self.kernel)
+            and (self.bias is None or not np.may_share_memory(out, self.bias))
+        )
+
+
+def has_gaps(problem: Problem) -> bool:
+    """Whether there are outputs that no tap reaches, whatever the input."""
+    return any(
+        sum(phase.count(axis) for phase in phases(axis)) < axis.out for axis in problem.axes
+    )
+
+
+def reached(problem: Problem) -> bool:
+    """Whether any output has a tap; else there is nothing that a kernel could cut into boxes."""
+    return all(any(phase.count(axis) for phase in phases(axis)) for axis in problem.axes)
+
+
+def apart(problem: Problem) -> Problem:
+    """The same problem with as large a stride as an axis of one voxel allows.
+
+    There no two taps meet, so each may be a phase of its own. With the stride as given,
+    nearly all taps of a phase would read the zeros around the voxel.
+    """
+    depth, height, width = (
+        replace(axis, stride=max(axis.stride, effective_kernel(axis.kernel, axis.dilation)))
+        if axis.size == 1
+        else axis
+        for axis in problem.axes
+    )
+    return replace(problem, axes=(depth, height, width))
+
+
+def make_plan(problem: Problem, weights: Weights, algorithm: str) -> Plan:
+    kernels = engine.kernels(weights.kernel.dtype)
+    if kernels is None or algorithm == "im2col" or not reached(problem):
+        return Plan(problem, weights, "im2col")
+    problem = apart(problem)
+    accepted: list[tuple[float, Candidate]] = []
+    for candidate in CANDIDATES:
+        if algorithm not in ("auto", candidate.family, candidate.name):
+            continue
+        reason = candidate.declines(problem, weights)
+        if reason is None:
+            accepted.append((candidate.cost(problem, kernels), candidate))
+        elif VERBOSE:
+            print(f"conv3dt: {candidate.name} declines: {reason}", file=sys.stderr)
+    if not accepted and algorithm not in ("auto", "direct"):
+        return make_plan(problem, weights, "direct")  # what was asked for cannot do it
+    if not accepted:
+        return Plan(problem, weights, "im2col")
+    _, best = min(accepted, key=itemgetter(0))
+    compiled = best.prepare(problem, weights, kernels)
+    return Plan(problem, weights, best.name, compiled, kernels.FUSED)
+
+
+def plan_for(problem: Problem, weights: Weights, algorithm: str = "auto") -> Plan:
+    """The first algorithm that accepts the problem, or the one that was asked for."""
+    return weights.plan(problem, algorithm)
+
+
+def execute(
+    problem: Problem,
+    weights: Weights,
+    x: np.ndarray,
+    *,
+    activation: Activation | None = None,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+    algorithm: str = "auto",
+) -> np.ndarray:
+    """Apply weights to checked input, whatever its float dtype and strides.
+
+    Parameters
+    ----------
+    problem : Problem
+    weights : Weights
+        In the compute dtype.
+    x : ndarray of float, shape ``problem.x_shape(batch)``
+    activation : Activation, optional
+    out : ndarray, optional
+        The result's shape and dtype; may overlap anything.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array of ``x``'s dtype.
+    """
+    return plan_for(problem, weights, algorithm).apply(
+        x, activation=activation, out=out, num_threads=num_threads
+    )
+
+
+def unit_stride(array: np.ndarray) -> bool:
+    """Whether the axis that the kernels run along has unit stride, and all whole reals."""
+    size = array.itemsize
+    return (
+        (array.strides[4] == size or array.shape[4] == 1)
+        and all(stride % size == 0 for stride in array.strides)
+        and array.flags.aligned
+    )
+
+
+def readable(x: np.ndarray, compute: np.dtype) -> np.ndarray:
+    """``x``, or a copy of it, as a kernel can read it."""
+    if x.dtype == compute and (x.flags.carray or unit_stride(x)):
+        return x
+    with np.errstate(all="ignore"):
+        return np.ascontiguousarray(x, compute)

@@ -1,0 +1,569 @@
+"""The compiled kernels of one instruction set and dtype.
+
+A plan object holds the integers of a problem and its packed weights, and runs on arrays
+whose shapes and dtype Python has checked. Weights are packed by the functions `pack_*`.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cython.parallel cimport parallel, prange, threadid
+from libc.math cimport sqrt
+from libc.stdint cimport uintptr_t
+cimport numpy as cnp
+import numpy as np
+
+from call cimport Call, Task
+from tiles cimport Tiles as TilesPlan, Workspace, tiles_scratch, tiles_task, tiles_units
+from tiles cimport box_positions, minimal_room
+from depthwise cimport Depthwise as DepthwisePlan, Space, Terms, depthwise_scratch
+from depthwise cimport depthwise_task, depthwise_tile_rows, depthwise_units
+from epilogue cimport Activation, activate
+from geometry cimport Axis, box_count, ceil_div, even_part
+from simd cimport real, vfence
+from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
+from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
+from microkernel cimport split_rows, tile_rows
+from team cimport omp_get_num_threads
+
+cnp.import_array()
+
+VECTOR = _VECTOR
+MR = _MR
+NV = _NV
+NR = _NR
+FUSED = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11})
+DTYPE = np.dtype(np.float32 if REAL_BYTES == 4 else np.float64)
+
+cdef int REAL_TYPE = cnp.NPY_FLOAT32 if REAL_BYTES == 4 else cnp.NPY_FLOAT64
+
+# Sums of the depthwise algorithm: of positions whose input stays in the first-level cache, of
+# a row, of rows before they are stored, of a box.
+cdef Py_ssize_t POSITION_REALS = 1 << 10
+cdef Py_ssize_t ROW_REALS = 4 << 10
+cdef Py_ssize_t BAND_REALS = 2 << 10
+cdef Py_ssize_t BOX_REALS = 16 << 10
+cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
+cdef Py_ssize_t IMAGES_BYTES = 640 << 10
+cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
+cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
+cdef Py_ssize_t CHUNK_BYTES = 1 << 20
+# An output this large is written past the cache.
+cdef Py_ssize_t STREAM_BYTES = 32 << 20
+# Between two looks at pending signals: some milliseconds with vectors, 0.1 s without.
+cdef double SIGNAL_MULTIPLICATIONS = 1e8 if _VECTOR == 1 else 1e9
+
+
+cdef void tile_narrow(
+    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
+    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
+    real *const *out, Py_ssize_t column, bint stream, int mr,
+) noexcept nogil:
+    tile_rows(taps, low, high, a, b, ldb, sums, bias, out, column, stream, mr, 1)
+
+
+cdef void tile_wide(
+    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
+    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
+    real *const *out, Py_ssize_t column, bint stream, int mr,
+) noexcept nogil:
+    tile_rows(taps, low, high, a, b, ldb, sums, bias, out, column, stream, mr, _NV)
+
+
+cdef void split_narrow(
+    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
+    const real *b, Py_ssize_t ldb, real *const *out, int mr,
+) noexcept nogil:
+    split_rows(depth, block, a, b, ldb, out, mr, 1)
+
+
+cdef void split_wide(
+    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
+    const real *b, Py_ssize_t ldb, real *const *out, int mr,
+) noexcept nogil:
+    split_rows(depth, block, a, b, ldb, out, mr, _NV)
+
+
+# At most one idle buffer. A call takes it out, so that calls at the same time have their own,
+# and puts it back; one that is interrupted frees it.
+cdef list _scratch = []
+cdef Py_ssize_t SCRATCH_KEPT = 8 << 20  # bytes per thread of the call that puts it back
+
+
+def aligned(Py_ssize_t count):
+    """An uninitialised array of `count` reals that starts at a cache line."""
+    raw = np.empty(count * REAL_BYTES + 64, np.uint8)
+    cdef Py_ssize_t skip = -<uintptr_t>cnp.PyArray_DATA(raw) % 64
+    return raw[skip:skip + count * REAL_BYTES].view(DTYPE)
+
+
+cdef real *reals(cnp.ndarray array):
+    assert cnp.PyArray_TYPE(array) == REAL_TYPE
+    return <real *>cnp.PyArray_DATA(array)
+
+
+cdef class Plan:
+    """What all plans share: axes, the driver of the tasks."""
+
+    cdef Axis axes[3]
+    cdef readonly bint channels_last
+    cdef double multiplications  # per sample
+    cdef Py_ssize_t tasks  # per sample, before the columns are cut into chunks
+    cdef Py_ssize_t share  # tasks a thread, to even out their differences
+    cdef Py_ssize_t least_chunks  # for the sake of the caches
+    cdef Py_ssize_t most_chunks
+    cdef Py_ssize_t scratch  # bytes per thread
+    cdef Task task
+    cdef const void *self_plan
+    cdef list keep  # arrays whose memory the structs point to
+
+    cdef Py_ssize_t *integers(self, values):
+        array = np.array(values, np.intp)
+        self.keep.append(array)
+        return <Py_ssize_t *>cnp.PyArray_DATA(array)
+
+    cdef void set_axis(self, Axis *axis, tuple record):
+        """record: size, out, stride, and per phase (first, count, ((tap, offset), ...))."""
+        size, out, stride, phases = record
+        taps = [tap for _, _, members in phases for tap in members]
+        axis.size = size
+        axis.out = out
+        axis.stride = stride
+        axis.phases = len(phases)
+        axis.grid = max([count for _, count, _ in phases], default=0)
+        axis.low = min([offset for _, offset in taps], default=0)
+        axis.high = max([offset for _, offset in taps], default=0)
+        axis.first = self.integers([first for first, _, _ in phases])
+        axis.count = self.integers([count for _, count, _ in phases])
+        axis.start = self.integers(np.cumsum([0] + [len(members) for _, _, members in phases]))
+        axis.tap = self.integers([tap for tap, _ in taps])
+        axis.offset = self.integers([offset for _, offset in taps])
+
+    def run(self, cnp.ndarray x, cnp.ndarray y, int code, tuple params, int threads):
+        """Compute y from x; returns the size of the team that did it.
+
+        x and y have the problem's shapes, this module's dtype, strides that are whole
+        numbers of reals, and channels (channels_last) or rows (channels_first) of unit
+        stride. `code` and `params` name a fused activation.
+        """
+        cdef Call call
+        cdef Py_ssize_t total, batch = cnp.PyArray_DIM(x, 0)
+        cdef Py_ssize_t size
+        cdef int i, team
+        cdef int channel = 4 if self.channels_last else 1
+        cdef int space = 1 if self.channels_last else 2
+        call.x = reals(x)
+        call.y = reals(y)
+        for i in range(4):
+            call.x_step[i] = cnp.PyArray_STRIDE(x, i + space - 1 if i else 0) // REAL_BYTES
+            call.y_step[i] = cnp.PyArray_STRIDE(y, i + space - 1 if i else 0) // REAL_BYTES
+        call.x_channel = cnp.PyArray_STRIDE(x, channel) // REAL_BYTES
+        call.y_channel = cnp.PyArray_STRIDE(y, channel) // REAL_BYTES
+        call.act.code = code
+        for i in range(4):
+            call.act.p[i] = <double>params[i]
+        call.stream = cnp.PyArray_NBYTES(y) >= STREAM_BYTES
+        call.vectors = <uintptr_t>call.y % VECTOR_BYTES == 0
+        for i in range(4):
+            call.vectors = call.vectors and call.y_step[i] % _VECTOR == 0
+        call.tile[0] = tile_narrow
+        call.tile[1] = tile_wide
+        call.split[0] = split_narrow
+        call.split[1] = split_wide
+        total = batch * self.tasks
+        if total == 0 or cnp.PyArray_SIZE(y) == 0:
+            return 1
+        call.chunks = self.least_chunks
+        if threads > 1:
+            call.chunks = max(call.chunks, ceil_div(self.share * threads, total))
+        call.chunks = min(call.chunks, self.most_chunks)
+        total *= call.chunks
+        threads = <int>max(min(<Py_ssize_t>threads, total), 1)
+        size = (self.scratch + 4096 + 63) // 64 * 64
+        try:
+            buffer = _scratch.pop()
+        except IndexError:
+            buffer = None
+        if buffer is None or cnp.PyArray_NBYTES(buffer) < size * threads:
+            buffer = aligned(size * threads // REAL_BYTES)
+        team = self.drive(&call, total, batch, threads, <char *>cnp.PyArray_DATA(buffer), size)
+        if not _scratch and cnp.PyArray_NBYTES(buffer) <= SCRATCH_KEPT * threads:
+            _scratch.append(buffer)
+        return team
+
+    cdef int drive(
+        self, const Call *call, Py_ssize_t total, Py_ssize_t batch, int threads,
+        char *scratch, Py_ssize_t size,
+    ) except -1:
+        """All tasks, with a look at pending signals (Ctrl-C) now and then."""
+        cdef Task task = self.task
+        cdef const void *plan = self.self_plan
+        cdef double parts = self.multiplications * batch / SIGNAL_MULTIPLICATIONS
+        cdef Py_ssize_t part = total, first, last, i
+        cdef int team = 1
+        if parts > 1:
+            part = <Py_ssize_t>max(total / parts, 4.0 * threads)
+        for first in range(0, total, part):
+            last = min(first + part, total)
+            with nogil:
+                team = run_tasks(task, plan, call, first, last, threads, scratch, size)
+            if last < total:
+                PyErr_CheckSignals()
+        return team
+
+
+cdef int run_tasks(
+    Task task, const void *plan, const Call *call, Py_ssize_t first, Py_ssize_t last,
+    int threads, char *scratch, Py_ssize_t size,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int team = 1
+    if threads == 1:
+        for i in range(first, last):
+            task(plan, call, i, scratch)
+        vfence()
+        return team
+    with parallel(num_threads=threads):
+        if threadid() == 0:
+            note_team(&team)
+        for i in prange(first, last, schedule="dynamic", chunksize=1):
+            task(plan, call, i, scratch + threadid() * size)
+        vfence()
+    return team
+
+
+cdef inline void note_team(int *team) noexcept nogil:
+    team[0] = omp_get_num_threads()
+
+
+def pack_tiles(cnp.ndarray kernel, axes, Py_ssize_t groups, bint fused):
+    """Weights as the tiles algorithm reads them, and where each phase's panel starts.
+
+    kernel: (kd, kh, kw, filters per group, channels). axes: per axis the phases' taps.
+    Layout: see tiles.pxd.
+    """
+    cdef Py_ssize_t filters = kernel.shape[3], depth = kernel.shape[4] // groups
+    cdef Py_ssize_t columns = filters * (kernel.shape[2] if fused else 1)
+    cdef Py_ssize_t padded = ceil_div(columns, _VECTOR) * _VECTOR
+    cdef Py_ssize_t start, terms, width, column
+    # Fused, the taps of the width are columns; else they are terms of the sum.
+    order = (0, 1, 4, 2, 3) if fused else (0, 1, 2, 4, 3)
+    combos = [np.ix_(d, h, w) for d in axes[0] for h in axes[1] for w in axes[2]]
+    starts, size = [], 0
+    for taps in combos:
+        starts.append(size)
+        terms = taps[0].size * taps[1].size * (1 if fused else taps[2].size) * depth
+        size += terms * padded
+    packed = aligned(groups * size)
+    for g in range(groups):
+        part = kernel[..., g * depth:(g + 1) * depth]
+        for taps, start in zip(combos, starts):
+            matrix = part[taps].transpose(order).reshape(-1, columns)
+            terms = matrix.shape[0]
+            start += g * size
+            for column in range(0, padded, _NR):
+                width = min(<Py_ssize_t>_NR, padded - column)
+                panel = packed[start:start + terms * width].reshape(terms, width)
+                panel[:, columns - column:] = 0
+                panel[:, :min(columns - column, width)] = matrix[:, column:column + width]
+                start += terms * width
+    return packed, tuple(starts)
+
+
+# The transforms of 1, 2 and 3 taps, in the order of the input; see winograd.pxd.
+TRANSFORMS = {
+    1: np.array([[1.0]]),
+    2: np.array([[1.0, 0], [1, 1], [0, 1]]),
+    3: np.array([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+}
+
+
+def pays(combo):
+    """Whether a phase is transformed: it has several taps along two axes (winograd.pxd)."""
+    return sum([len(taps) > 1 for taps in combo]) > 1
+
+
+def pack_winograd(cnp.ndarray kernel, axes):
+    """Transformed weights as winograd.pxd reads them, and where each phase's panel starts.
+
+    kernel: (kd, kh, kw, filters, channels). axes: per axis the phases' taps. Computed in
+    float64 and rounded once.
+    """
+    cdef Py_ssize_t filters = kernel.shape[3], channels = kernel.shape[4]
+    cdef Py_ssize_t padded = ceil_div(filters, _VECTOR) * _VECTOR
+    cdef Py_ssize_t column, width
+    parts, starts, size = [], [], 0
+    combos = [(d, h, w) for d in axes[0] for h in axes[1] for w in axes[2]]
+    for combo in combos:
+        starts.append(size)
+        products = 1
+        for taps in combo:
+            products *= TRANSFORMS[len(taps)].shape[0] if pays(combo) else len(taps)
+        size += products * channels * padded
+    packed = aligned(size)
+    for combo, start in zip(combos, starts):
+        phase = kernel[np.ix_(*combo)]
+        if pays(combo):
+            d, h, w = [TRANSFORMS[len(taps)] for taps in combo]
+            phase = np.tensordot(d, phase[::-1, ::-1, ::-1].astype(np.float64), (1, 0))
+            phase = np.moveaxis(np.tensordot(h, phase, (1, 1)), 0, 1)
+            phase = np.moveaxis(np.tensordot(w, phase, (1, 2)), 0, 2)
+        matrix = phase.transpose(0, 1, 2, 4, 3).reshape(-1, filters)
+        for column in range(0, padded, _NR):
+            width = min(<Py_ssize_t>_NR, padded - column)
+            panel = packed[start:start + matrix.shape[0] * width].reshape(-1, width)
+            panel[:, filters - column:] = 0
+            panel[:, :min(filters - column, width)] = matrix[:, column:column + width]
+            start += matrix.shape[0] * width
+    return packed, tuple(starts)
+
+
+cdef void minimal_sides(TilesPlan *p):
+    """Boxes of even sides, whose transformed inputs fit a part of the second-level cache."""
+    cdef Py_ssize_t most = IMAGES_BYTES // ((p.together * p.channels + _NR) * REAL_BYTES)
+    cdef Py_ssize_t a, best, side
+    for a in range(3):
+        p.side[a] = 2
+    if not p.channels_last:  # whole rows: they are stored as runs
+        while p.side[2] < min(p.axes[2].grid, 64) and minimal_room(p) < most:
+            p.side[2] += 2
+    while True:  # grow the side that leaves the box most cubic
+        best = -1
+        for a in range(3):
+            if p.side[a] < p.axes[a].grid and (best < 0 or p.side[a] < p.side[best]):
+                best = a
+        if best < 0:
+            return
+        p.side[best] += 2
+        if minimal_room(p) > most:
+            p.side[best] -= 2
+            return
+
+
+cdef class Tiles(Plan):
+    """A problem prepared for the tiles algorithm."""
+
+    cdef TilesPlan plan
+
+    def __init__(
+        self, axes, Py_ssize_t channels, Py_ssize_t filters, Py_ssize_t groups,
+        bint channels_last, bint fused, bint minimal, packed, bias, double multiplications,
+    ):
+        """axes: records of `set_axis`; packed, bias: (weights, starts), (groups, padded)."""
+        cdef TilesPlan *p = &self.plan
+        cdef Py_ssize_t columns, room, sharing
+        cdef Workspace work
+        cdef int a
+        self.keep = []
+        for a in range(3):
+            self.set_axis(&p.axes[a], axes[a])
+        columns = filters // groups
+        if fused:
+            columns *= p.axes[2].stride
+        zeros = np.zeros(max(channels, p.axes[2].phases), DTYPE)
+        weights, starts = packed
+        self.keep += [zeros, weights, bias]
+        p.channels = channels
+        p.depth = channels // groups
+        p.filters = filters // groups
+        p.columns = columns
+        p.padded = ceil_div(columns, _VECTOR) * _VECTOR
+        p.blocks = ceil_div(p.padded, _NR)
+        p.groups = groups
+        p.fused = fused
+        p.minimal = minimal
+        p.alike = channels_last and groups == 1 and all([
+            len({(count, tuple([offset for _, offset in taps])) for _, count, taps in axis[3]}) == 1
+            for axis in axes
+        ])
+        p.channels_last = channels_last
+        p.together = 1 if channels_last else p.axes[2].phases
+        p.packed = reals(weights)
+        p.panel = self.integers(starts)
+        p.group_panel = weights.size // groups
+        p.bias = reals(bias)
+        p.zeros = reals(zeros)
+        room = 10 * _MR if weights.nbytes < 1 << 20 else 20 * _MR
+        p.side[2] = even_part(p.axes[2].grid, room)
+        p.side[1] = even_part(p.axes[1].grid, max(room // p.side[2], 1))
+        p.side[0] = even_part(p.axes[0].grid, max(room // (p.side[2] * p.side[1]), 1))
+        if minimal:
+            minimal_sides(p)
+        self.channels_last = channels_last
+        self.multiplications = multiplications
+        self.tasks = box_count(p.side, p.axes)
+        self.most_chunks = tiles_units(p)
+        self.share = 4 if channels_last and not minimal else 2  # each task loads its input
+        self.least_chunks = 1
+        if self.tasks > 1:  # several boxes take turns with a chunk of the weights
+            self.least_chunks = ceil_div(weights.nbytes, CHUNK_BYTES)
+        if minimal or not channels_last:  # a chunk begins by transforming its input
+            self.least_chunks = min(self.least_chunks, self.most_chunks // p.blocks)
+        self.scratch = tiles_scratch(p, NULL, &work)
+        self.task = tiles_task
+        self.self_plan = p
+
+
+cdef void taps_sides(TapsPlan *p, Py_ssize_t most):
+    """Boxes of at most `most` positions of depth x height that load the fewest input rows."""
+    cdef Py_ssize_t side[2]
+    cdef Py_ssize_t boxes, loads, parts, best = -1, count, a
+    for count in range(1, max(min(p.axes[0].grid, most), 1) + 1):
+        side[0] = even_part(p.axes[0].grid, count)
+        side[1] = even_part(p.axes[1].grid, max(most // side[0], 1))
+        loads = 1
+        boxes = 1
+        for a in range(2):
+            parts = ceil_div(p.axes[a].grid, side[a])
+            loads *= parts * min(side[a] + p.axes[a].high - p.axes[a].low, p.axes[a].size)
+            boxes *= parts
+        if best < 0 or (loads < best and boxes >= LEAST_BOXES):
+            best = loads
+            p.side[0] = side[0]
+            p.side[1] = side[1]
+
+
+cdef class Taps(Plan):
+    """A problem prepared for the taps algorithm; `kernel` is used as it is."""
+
+    cdef TapsPlan plan
+
+    def __init__(
+        self, axes, Py_ssize_t channels, Py_ssize_t filters, bint channels_last,
+        cnp.ndarray kernel, cnp.ndarray bias, double multiplications,
+    ):
+        """axes: records of `set_axis`; kernel: (kd, kh, kw, filters, channels) contiguous."""
+        cdef TapsPlan *p = &self.plan
+        cdef Py_ssize_t row
+        cdef Room room
+        cdef int a
+        per_stream = np.tile(bias.ravel(), axes[2][2]) if channels_last else np.repeat(
+            bias.ravel(), axes[2][2]
+        )
+        no_bias = np.zeros_like(per_stream)
+        self.keep = [kernel, per_stream, no_bias]
+        for a in range(3):
+            self.set_axis(&p.axes[a], axes[a])
+        p.channels = channels
+        p.filters = filters
+        p.channels_last = channels_last
+        p.weights = reals(kernel)
+        p.bias = reals(per_stream)
+        p.no_bias = reals(no_bias)
+        p.streams = p.axes[2].stride * filters
+        p.side[2] = even_part(p.axes[2].grid, 256)
+        p.left = p.axes[2].high - p.axes[2].low
+        p.overlap = any([len(taps) > 1 for axis in axes for _, _, taps in axis[3]])
+        p.plain = not p.overlap
+        for a in range(3):
+            p.plain = (
+                p.plain and p.axes[a].phases == p.axes[a].stride
+                and p.axes[a].low == 0 and p.axes[a].high == 0
+                and p.axes[a].grid <= p.axes[a].size
+            )
+        p.lines = 1
+        if p.plain and not channels_last and p.axes[2].grid < LINE:
+            p.lines = even_part(p.axes[1].grid, LINE // p.axes[2].grid)
+        p.reach = p.lines * p.side[2] + 2 * p.left + _NR
+        p.reach = ceil_div(p.reach, _VECTOR) * _VECTOR
+        for a in range(2):
+            by_tap = sorted([
+                (tap, first, count, offset)
+                for first, count, taps in axes[a][3] for tap, offset in taps
+            ])
+            p.taps[a] = len(by_tap)
+            p.first[a] = self.integers([first for _, first, _, _ in by_tap])
+            p.count[a] = self.integers([count for _, _, count, _ in by_tap])
+            p.offset[a] = self.integers([offset for _, _, _, offset in by_tap])
+        by_tap = sorted([
+            (tap, first, offset) for first, _, taps in axes[2][3] for tap, offset in taps
+        ])
+        p.rows = len(by_tap) * filters
+        p.shift = self.integers([
+            (first * filters + f if channels_last else f * axes[2][2] + first) * p.reach - offset
+            for _, first, offset in by_tap for f in range(filters)
+        ])
+        # Sums of a box fit a part of the second-level cache.
+        row = p.axes[0].stride * p.axes[1].stride * p.streams * p.reach * REAL_BYTES
+        taps_sides(p, max(SUMS_BYTES // row, 1))
+        if p.lines > 1:
+            p.side[0] = 1
+            p.side[1] = p.lines
+        self.channels_last = channels_last
+        self.multiplications = multiplications
+        self.tasks = box_count(p.side, p.axes)
+        self.share = 1
+        self.least_chunks = 1
+        self.most_chunks = 1
+        self.scratch = taps_scratch(p, NULL, &room)
+        self.task = taps_task
+        self.self_plan = p
+
+
+def pack_depthwise(kernel):
+    """Weights as depthwise.pxd reads them: (kd, kh, kw, filters, wrapped).
+
+    kernel: (kd, kh, kw, filters per channel, channels).
+    """
+    d, h, w, repeat, channels = kernel.shape
+    return wrapped(np.moveaxis(kernel, 3, 4).reshape(d, h, w, repeat * channels))
+
+
+def wrapped(row):
+    """The last axis, and its first NR numbers once more, however few it has."""
+    size = row.shape[row.ndim - 1]
+    return np.ascontiguousarray(row[..., np.arange(size + _NR) % size])
+
+
+cdef void depthwise_tile(
+    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length, int rows
+) noexcept nogil:
+    depthwise_tile_rows(terms, at, column, out, length, rows)
+
+
+cdef class Depthwise(Plan):
+    """A problem prepared for the depthwise algorithm."""
+
+    cdef DepthwisePlan plan
+
+    def __init__(
+        self, axes, Py_ssize_t channels, Py_ssize_t filters, bint channels_last,
+        cnp.ndarray packed, cnp.ndarray bias, double multiplications,
+    ):
+        """axes: records of `set_axis`; packed, bias: from `pack_depthwise`, `wrapped`."""
+        cdef DepthwisePlan *p = &self.plan
+        cdef Py_ssize_t plane, room
+        cdef Space space
+        cdef int a
+        zeros = np.zeros(max(bias.size, len(axes[2][3])), DTYPE)
+        self.keep = [packed, bias, zeros]
+        for a in range(3):
+            self.set_axis(&p.axes[a], axes[a])
+            p.tap_step[a] = cnp.PyArray_STRIDE(packed, a) // REAL_BYTES
+        p.tile = depthwise_tile
+        p.channels = channels
+        p.filters = filters
+        p.repeat = filters // channels
+        p.voxel = filters if channels_last else 1
+        p.channels_last = channels_last
+        p.weights = reals(packed)
+        p.bias = reals(bias)
+        p.zeros = reals(zeros)
+        p.along = channels_last and filters % _VECTOR == 0 and p.axes[2].grid >= min(
+            <Py_ssize_t>4, p.axes[1].grid
+        )
+        room = max(POSITION_REALS // p.voxel, ROWS) if p.along else ROW_REALS // p.voxel
+        p.side[2] = even_part(p.axes[2].grid, room)
+        plane = p.side[2] * p.voxel
+        p.band = even_part(p.axes[1].grid, max(BAND_REALS // plane, ROWS))
+        p.side[1] = even_part(p.axes[1].grid, max(BOX_REALS // plane, 1))
+        p.band = 1 if p.along else min(p.band, p.side[1])
+        p.side[0] = even_part(p.axes[0].grid, max(ROW_REALS // (p.side[1] * plane), 1))
+        self.channels_last = channels_last
+        self.multiplications = multiplications
+        self.tasks = box_count(p.side, p.axes)
+        self.least_chunks = 1
+        self.most_chunks = depthwise_units(p)
+        self.share = 4
+        self.scratch = depthwise_scratch(p, NULL, &space)
+        self.task = depthwise_task
+        self.self_plan = p

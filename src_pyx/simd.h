@@ -1,0 +1,185 @@
+/* The only C in the project: one vector type and the operations the loops need.
+ *
+ * `vf` is VECTOR reals wide: what the instruction set this file is compiled for holds in
+ * one register. With CONV3DT_GENERIC, or a compiler without vector extensions, it is one
+ * real, and the same loops are plain scalar C. Loads and stores take any address that is
+ * aligned to a real; `vstream` wants a whole aligned vector.
+ */
+#ifndef CONV3DT_SIMD_H
+#define CONV3DT_SIMD_H
+
+#include <stddef.h>
+#include <string.h>
+#include <stdint.h>
+
+#ifdef CONV3DT_FLOAT64
+typedef double real;
+#define REAL_BYTES 8
+#else
+typedef float real;
+#define REAL_BYTES 4
+#endif
+
+#if defined(CONV3DT_GENERIC) || !(defined(__GNUC__) || defined(__clang__))
+#define VECTOR_BYTES REAL_BYTES
+#define MR 4
+#define NV 2
+#elif defined(__AVX512F__)
+#include <immintrin.h>
+#define VECTOR_BYTES 64 /* 32 registers: 14 x 2 accumulators, 2 weights, 1 broadcast */
+#define MR 14
+#define NV 2
+#elif defined(__AVX__)
+#include <immintrin.h>
+#define VECTOR_BYTES 32 /* 16 registers: 6 x 2 accumulators, 2 weights, 1 broadcast */
+#define MR 6
+#define NV 2
+#elif defined(__SSE2__)
+#include <immintrin.h>
+#define VECTOR_BYTES 16
+#define MR 6
+#define NV 2
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16 /* 32 registers */
+#define MR 14
+#define NV 2
+#else
+#define VECTOR_BYTES REAL_BYTES
+#define MR 4
+#define NV 2
+#endif
+
+#define VECTOR (VECTOR_BYTES / REAL_BYTES)
+#define NR (NV * VECTOR)
+#define ROWS (MR < 8 ? 4 : 8)
+#define HALF_MR ((MR - 1) / 2) /* twice the accumulators; one row less, or GCC spills */
+
+#if defined(_MSC_VER)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+/* `cdef inline` shall mean it: the tile keeps its accumulators in registers only where its
+ * row count is a constant, and left to itself GCC shares one copy between all counts. */
+#if defined(__GNUC__) && defined(CYTHON_INLINE)
+#undef CYTHON_INLINE
+#define CYTHON_INLINE inline __attribute__((always_inline))
+#endif
+
+#if VECTOR == 16
+#define LOG2_VECTOR 4
+#define LO_ 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HI_ 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VECTOR == 8
+#define LOG2_VECTOR 3
+#define LO_ 0, 8, 1, 9, 2, 10, 3, 11
+#define HI_ 4, 12, 5, 13, 6, 14, 7, 15
+#elif VECTOR == 4
+#define LOG2_VECTOR 2
+#define LO_ 0, 4, 1, 5
+#define HI_ 2, 6, 3, 7
+#elif VECTOR == 2
+#define LOG2_VECTOR 1
+#define LO_ 0, 2
+#define HI_ 1, 3
+#else
+#define LOG2_VECTOR 0
+#endif
+
+/* Integers as wide as a real, and the constants of its bits. */
+#if REAL_BYTES == 4
+typedef int32_t bits;
+typedef uint32_t word;
+#define MANTISSA 23
+#define EXPONENT_BIAS 127
+#define ROUNDER 12582912.0f /* 1.5 * 2**23: adding it rounds to an integer */
+#else
+typedef int64_t bits;
+typedef uint64_t word;
+#define MANTISSA 52
+#define EXPONENT_BIAS 1023
+#define ROUNDER 6755399441055744.0
+#endif
+
+#if VECTOR == 1
+
+typedef real vf;
+typedef int vm;
+INLINE vf vload(const real *p) { return *p; }
+INLINE vf vload_part(const real *p, ptrdiff_t n) { (void)n; return *p; }
+INLINE void vstore(real *p, vf v) { *p = v; }
+INLINE void vstream(real *p, vf v) { *p = v; }
+INLINE void vfence(void) {}
+INLINE vf vset(real s) { return s; }
+INLINE vf vzip_lo(vf a, vf b) { (void)b; return a; }
+INLINE vf vzip_hi(vf a, vf b) { (void)a; return b; }
+INLINE vf vselect(vm m, vf a, vf b) { return m ? a : b; }
+INLINE vf vpow2(vf n) { /* as below; a word, because NaN comes here too */
+    word i;
+    n += ROUNDER;
+    memcpy(&i, &n, sizeof i);
+    i = (i + EXPONENT_BIAS) << MANTISSA;
+    memcpy(&n, &i, sizeof n);
+    return n;
+}
+
+#else
+
+typedef real vf __attribute__((vector_size(VECTOR_BYTES)));
+typedef real vf_any __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BYTES), may_alias));
+typedef bits vm __attribute__((vector_size(VECTOR_BYTES)));
+INLINE vf vload(const real *p) { return *(const vf_any *)p; }
+INLINE void vstore(real *p, vf v) { *(vf_any *)p = v; }
+INLINE vf vset(real s) { return s - (vf){0}; }
+INLINE vf vload_part(const real *p, ptrdiff_t n) { /* touches nothing past them */
+#if defined(__AVX512F__) && VECTOR_BYTES == 64 && REAL_BYTES == 4
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX512F__) && VECTOR_BYTES == 64
+    return (vf)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    vf v = {0};
+    for (int i = 0; i < VECTOR; i++) {
+        if (i < n) v[i] = p[i];
+    }
+    return v;
+#endif
+}
+#if defined(__SSE2__) && VECTOR_BYTES == 64
+INLINE void vstream(real *p, vf v) { _mm512_stream_si512((void *)p, (__m512i)v); }
+#elif defined(__SSE2__) && VECTOR_BYTES == 32
+INLINE void vstream(real *p, vf v) { _mm256_stream_si256((void *)p, (__m256i)v); }
+#elif defined(__SSE2__)
+INLINE void vstream(real *p, vf v) { _mm_stream_si128((void *)p, (__m128i)v); }
+#else
+INLINE void vstream(real *p, vf v) { vstore(p, v); }
+#endif
+#if defined(__SSE2__)
+INLINE void vfence(void) { _mm_sfence(); }
+#else
+INLINE void vfence(void) {}
+#endif
+#if defined(__clang__)
+#define SHUFFLE_(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE_(a, b, ...) __builtin_shuffle(a, b, (vm){__VA_ARGS__})
+#endif
+#define SHUFFLE(a, b, list) SHUFFLE_(a, b, list)
+INLINE vf vzip_lo(vf a, vf b) { return SHUFFLE(a, b, LO_); } /* a0 b0 a1 b1 ... */
+INLINE vf vzip_hi(vf a, vf b) { return SHUFFLE(a, b, HI_); } /* the second half of that */
+INLINE vf vselect(vm m, vf a, vf b) { return (vf)((m & (vm)a) | (~m & (vm)b)); }
+INLINE vf vpow2(vf n) { /* 2**n for an integer n within the exponent's range */
+    return (vf)(((vm)(n + ROUNDER) + EXPONENT_BIAS) << MANTISSA);
+}
+
+#endif
+
+INLINE vf vadd(vf a, vf b) { return a + b; }
+INLINE vf vsub(vf a, vf b) { return a - b; }
+INLINE vf vmul(vf a, vf b) { return a * b; }
+INLINE vf vdiv(vf a, vf b) { return a / b; }
+INLINE vf vfma(vf a, vf b, vf c) { return a * b + c; } /* one instruction where there is one */
+INLINE vm vless(vf a, vf b) { return a < b; }
+INLINE vf vround(vf a) { return (a + ROUNDER) - ROUNDER; }
+
+#endif

@@ -1,0 +1,34 @@
+# What simd.h offers, as Cython sees it: an opaque vector and the operations on it.
+cdef extern from "simd.h" nogil:
+    ctypedef float real  # double in the modules built with CONV3DT_FLOAT64
+    ctypedef struct vf:  # VECTOR reals
+        pass
+    ctypedef struct vm:  # a truth value for each of them
+        pass
+    enum:
+        VECTOR  # reals in a vector
+        LOG2_VECTOR
+        MR  # rows of the register tile
+        HALF_MR
+        NV  # vectors in a row of it
+        NR  # reals in a row of it: NV * VECTOR
+        ROWS  # rows of the depthwise tile, a power of two
+        REAL_BYTES
+        VECTOR_BYTES
+    vf vload(const real *p)
+    vf vload_part(const real *p, Py_ssize_t n)  # 0 < n < VECTOR reals, then zeros
+    void vstore(real *p, vf v)
+    void vstream(real *p, vf v)
+    void vfence()
+    vf vset(real s)
+    vf vadd(vf a, vf b)
+    vf vsub(vf a, vf b)
+    vf vmul(vf a, vf b)
+    vf vdiv(vf a, vf b)
+    vf vfma(vf a, vf b, vf c)
+    vm vless(vf a, vf b)
+    vf vselect(vm m, vf a, vf b)
+    vf vround(vf a)
+    vf vpow2(vf n)
+    vf vzip_lo(vf a, vf b)
+    vf vzip_hi(vf a, vf b)

@@ -1,0 +1,245 @@
+# The taps algorithm: positions across the lanes of the vectors, for few filters.
+#
+# With one to eight filters the tiles algorithm would leave most lanes idle. Here the rows
+# of the register tile are taps x filters (weights are what is broadcast), its columns are
+# consecutive positions of one input row, and every product belongs to an output row at a
+# fixed shift:
+#
+#     for box of positions                           a task
+#       for input row (depth, height) that reaches it
+#         panel = the row as [channel][position]
+#         for block of NR positions, for MR rows of taps x filters: tile
+#           sums[output row][stream][position - offset] += the tile's row
+#       bias, activation, streams interleaved into output rows
+#
+# A stream is a (phase of the width, filter): [phase][filter] for channels_last and
+# [filter][phase] for channels_first, the order in which they alternate in memory. Sums have
+# a margin left and right, so that shifted rows need no bounds; the margins are dropped.
+#
+# Without overlap of the taps (kernel = stride) every sum has one addend, and short rows share a
+# panel (`lines`), side by side. Input rows come in
+# ascending order, so the order of addition does not depend on the box.
+from libc.string cimport memcpy, memset
+from call cimport Call
+from tiles cimport lines
+from epilogue cimport LINEAR, activate
+from geometry cimport Axis, Box, box_at, even_part
+from microkernel cimport Tile, depth_block
+from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, vload, vstore, vset, vadd
+from transfer cimport interleave, put_voxels, put_woven, transpose_into
+
+
+cdef struct Taps:
+    Axis axes[3]
+    Py_ssize_t side[3]
+    Py_ssize_t channels
+    Py_ssize_t filters
+    Py_ssize_t rows  # taps of the width x filters: rows of the tile per tap of depth, height
+    Py_ssize_t streams
+    Py_ssize_t left  # margin of the sums
+    Py_ssize_t reach  # length of a sum: margins and positions
+    Py_ssize_t lines  # input rows that lie in a panel side by side
+    bint overlap
+    bint plain  # every sum has one addend
+    bint channels_last
+    const real *weights  # [tap of depth][of height][of width][filter][channel]
+    const Py_ssize_t *shift  # [tap of width][filter]: stream * reach - offset
+    Py_ssize_t taps[2]  # of depth, height
+    const Py_ssize_t *first[2]  # per tap of these: its phase's first output,
+    const Py_ssize_t *count[2]  # how many positions that has,
+    const Py_ssize_t *offset[2]  # and the tap's offset
+    const real *bias  # [stream]
+    const real *no_bias  # zeros
+
+
+cdef struct Room:  # parts of the scratch memory
+    real *sums  # [output depth][output height][stream][reach]
+    real *panel  # [channel][position]
+    const real **weights  # rows of the tile, and the sums that their products go to
+    real **targets
+    real *mixed  # an output row
+
+
+cdef inline Py_ssize_t panel_row(const Taps *p) noexcept nogil:
+    # Whole tiles, and off the powers of two that would crowd into a few cache sets.
+    cdef Py_ssize_t n = p.lines * (p.side[2] + p.axes[2].high - p.axes[2].low)
+    n = (n + NR - 1) // NR * NR
+    return n + VECTOR if n % 256 == 0 else n
+
+
+cdef inline Py_ssize_t sum_rows(const Taps *p) noexcept nogil:
+    return p.side[0] * p.axes[0].stride * p.side[1] // p.lines * p.axes[1].stride
+
+
+cdef inline Py_ssize_t taps_scratch(const Taps *p, char *scratch, Room *room) noexcept nogil:
+    cdef Py_ssize_t sums = lines(sum_rows(p) * p.streams * p.reach * REAL_BYTES)
+    cdef Py_ssize_t panel = lines(p.channels * panel_row(p) * REAL_BYTES)
+    cdef Py_ssize_t mixed = lines(p.streams * (p.reach + 2 * VECTOR) * REAL_BYTES)
+    cdef Py_ssize_t rows = lines((p.taps[0] * p.taps[1] * p.rows + MR) * sizeof(void *))
+    room.sums = <real *>scratch
+    room.panel = <real *>(scratch + sums)
+    room.mixed = <real *>(scratch + sums + panel)
+    room.weights = <const real **>(scratch + sums + panel + mixed)
+    room.targets = <real **>(scratch + sums + panel + mixed + rows)
+    return sums + panel + mixed + 2 * rows
+
+
+cdef inline void load_rows(
+    const Taps *p, const Call *call, const real *x, Py_ssize_t lines, Py_ssize_t n,
+    Py_ssize_t row, real *panel,
+) noexcept nogil:
+    # panel[channel][line * n + position] = the input rows; zeros up to `row`.
+    cdef Py_ssize_t c, i
+    if p.channels_last:
+        for i in range(lines):
+            transpose_into(
+                x + i * call.x_step[2], call.x_step[3], n, p.channels, panel + i * n, row
+            )
+    else:
+        for c in range(p.channels):
+            for i in range(lines):
+                memcpy(
+                    panel + c * row + i * n, x + c * call.x_channel + i * call.x_step[2],
+                    n * REAL_BYTES,
+                )
+    for c in range(p.channels):
+        for i in range(lines * n, row):
+            panel[c * row + i] = 0
+
+
+cdef inline Py_ssize_t reached(
+    const Taps *p, const Box *box, Py_ssize_t d, Py_ssize_t h, const Room *room
+) noexcept nogil:
+    # The rows of weights that input row (d, h) meets within the box, and the sums they go to.
+    cdef Py_ssize_t q, r, t, i, j, at, count = 0
+    for q in range(p.taps[0]):
+        i = d - p.offset[0][q]
+        if i < box.lo[0] or i >= min(box.hi[0], p.count[0][q]):
+            continue
+        i = (i - box.lo[0]) * p.axes[0].stride + p.first[0][q]
+        for r in range(p.taps[1]):
+            j = h - p.offset[1][r]
+            if j < box.lo[1] or j >= min(box.hi[1], p.count[1][r]):
+                continue
+            j = (j - box.lo[1]) * p.axes[1].stride + p.first[1][r]
+            at = (i * (p.side[1] // p.lines) * p.axes[1].stride + j) * p.streams * p.reach + p.left
+            for t in range(p.rows):
+                room.weights[count] = p.weights + ((q * p.taps[1] + r) * p.rows + t) * p.channels
+                room.targets[count] = room.sums + at + p.shift[t]
+                count += 1
+    return count
+
+
+cdef inline void multiply_row(
+    const Taps *p, const Call *call, const Room *room, Py_ssize_t row, Py_ssize_t n, Py_ssize_t count,
+    Py_ssize_t shift,
+) noexcept nogil:
+    # The panel's n positions times `count` rows of weights, into sums `shift` further on.
+    cdef Py_ssize_t i, j, low
+    cdef Py_ssize_t block = depth_block(p.channels)
+    cdef Py_ssize_t part = even_part(count, MR)
+    cdef Tile tile
+    for j from 0 <= j < n by NR:
+        tile = call.tile[n - j > VECTOR]
+        for i from 0 <= i < count by part:
+            for low from 0 <= low < p.channels by block:
+                tile(
+                    1, low, min(low + block, p.channels), room.weights + i,
+                    room.panel + low * row + j, row,
+                    <const real *const *>(room.targets + i) if p.overlap or low > 0 else NULL,
+                    NULL, room.targets + i, shift + j, False, <int>min(part, count - i),
+                )
+
+
+cdef inline void finish_streams(
+    const Taps *p, const Call *call, real *sums, Py_ssize_t n
+) noexcept nogil:
+    # Bias and activation in place, for activations: bias alone is added on the way out.
+    cdef Py_ssize_t s, i
+    cdef vf b
+    for s in range(p.streams):
+        b = vset(p.bias[s])
+        for i from 0 <= i < n by VECTOR:
+            vstore(sums + i, vadd(vload(sums + i), b))
+        activate(sums, (n + VECTOR - 1) // VECTOR * VECTOR, &call.act)
+        sums += p.reach
+
+
+cdef inline void store_rows(
+    const Taps *p, const Call *call, real *y, const Box *box, Room *room
+) noexcept nogil:
+    cdef Py_ssize_t d, h, f, i, n, length
+    cdef Py_ssize_t phases = p.axes[2].stride
+    cdef const real *bias = p.bias
+    cdef real *sums
+    cdef real *target
+    n = box.hi[2] - box.lo[2]
+    length = min(phases * n, p.axes[2].out - phases * box.lo[2])
+    y += phases * box.lo[2] * call.y_step[3]
+    if call.act.code != LINEAR:
+        bias = p.no_bias
+    for d in range(box.lo[0] * p.axes[0].stride, min(box.hi[0] * p.axes[0].stride, p.axes[0].out)):
+        for h in range(
+            box.lo[1] * p.axes[1].stride, min(box.hi[1] * p.axes[1].stride, p.axes[1].out)
+        ):
+            i = h // p.axes[1].stride - box.lo[1]
+            sums = room.sums + p.left + p.streams * p.reach * (
+                ((d - box.lo[0] * p.axes[0].stride) * (p.side[1] // p.lines) + i // p.lines)
+                * p.axes[1].stride + h % p.axes[1].stride
+            )
+            target = y + d * call.y_step[1] + h * call.y_step[2]
+            if call.act.code != LINEAR and i % p.lines == 0:
+                finish_streams(p, call, sums, n * min(p.lines, box.hi[1] - box.lo[1] - i))
+            sums += i % p.lines * n
+            if not p.channels_last:
+                for f in range(p.filters):
+                    put_woven(
+                        sums + f * phases * p.reach, p.reach, bias + f * phases, phases,
+                        length, target + f * call.y_channel, call.stream, room.mixed,
+                    )
+            elif call.y_step[3] == p.filters:
+                put_woven(
+                    sums, p.reach, bias, p.streams, p.filters * length, target,
+                    call.stream, room.mixed,
+                )
+            else:
+                interleave(sums, p.reach, bias, p.streams, n, room.mixed, False)
+                put_voxels(target, call.y_step[3], p.filters, 0, room.mixed, p.filters * length)
+
+
+cdef inline void taps_task(
+    const void *plan, const Call *call, Py_ssize_t index, char *scratch
+) noexcept nogil:
+    cdef const Taps *p = <const Taps *>plan
+    cdef Py_ssize_t boxes = 1, a, d, h, w, n, count, some, stop
+    cdef Py_ssize_t row = panel_row(p)
+    cdef const real *x
+    cdef Box box
+    cdef Room room
+    for a in range(3):
+        boxes *= (p.axes[a].grid + p.side[a] - 1) // p.side[a]
+    taps_scratch(p, scratch, &room)
+    box = box_at(index % boxes, p.side, p.axes)
+    x = call.x + index // boxes * call.x_step[0]
+    if not p.plain:
+        memset(room.sums, 0, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
+    w = max(box.lo[2] + p.axes[2].low, 0)
+    n = min(box.hi[2] + p.axes[2].high, p.axes[2].size) - w
+    if n > 0:
+        for d in range(
+            max(box.lo[0] + p.axes[0].low, 0),
+            min(box.hi[0] + p.axes[0].high, p.axes[0].size),
+        ):
+            stop = min(box.hi[1] + p.axes[1].high, p.axes[1].size)
+            for h from max(box.lo[1] + p.axes[1].low, 0) <= h < stop by p.lines:
+                count = reached(p, &box, d, h, &room)
+                if count == 0:
+                    continue
+                some = min(p.lines, stop - h)
+                load_rows(
+                    p, call,
+                    x + d * call.x_step[1] + h * call.x_step[2] + w * call.x_step[3],
+                    some, n, row, room.panel,
+                )
+                multiply_row(p, call, &room, row, some * n, count, w - box.lo[2])
+    store_rows(p, call, call.y + index // boxes * call.y_step[0], &box, &room)

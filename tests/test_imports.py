@@ -1,0 +1,104 @@
+"""Imports follow the way of the data and never go back; only NumPy is needed at import."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "conv3dt"
+
+# Module: the modules of the package that it may import. Whoever is not named here stands
+# above all these (formats, models, the command line) and may import any of them.
+MAY_IMPORT = {
+    "problem": set(),
+    "cpus": set(),
+    "identifiers": set(),
+    "memory": {"cpus"},
+    "output_pool": {"memory"},
+    "arguments": {"problem"},
+    "activations": {"identifiers"},
+    "initializers": {"identifiers"},
+    "regularizers": {"identifiers"},
+    "constraints": {"identifiers"},
+    "col2im": {"problem"},
+    "cost": {"problem"},
+    "engine": {"cpus", "output_pool", "_compiled"},
+    "plan": {"problem", "cost", "engine", "col2im", "output_pool"},
+    "functional": {"activations", "arguments", "problem", "plan"},
+    "layer": {
+        "activations", "arguments", "constraints", "engine", "identifiers", "initializers", "plan",
+        "problem", "regularizers",
+    },
+}  # fmt: skip
+BASE = set(MAY_IMPORT)
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def _imports(path: Path, statements: Iterator[ast.AST]) -> Iterator[str]:
+    """Names of imported modules; those of the package start with a dot, relative to its root."""
+    parents = len(path.parent.parts)
+    for node in statements:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            prefix = ".".join(path.parent.parts[: parents + 1 - node.level])
+            base = ".".join(part for part in (prefix, node.module) if part)
+            if base:
+                yield f".{base}"
+            else:
+                yield from (f".{alias.name}" for alias in node.names)
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+
+
+def _own(path: Path) -> set[str]:
+    """First names of the modules of the package that ``path`` imports anywhere."""
+    found = set()
+    for name in _imports(path, ast.walk(_tree(path))):
+        if name.startswith("."):
+            found.add(name[1:].partition(".")[0])
+        elif name.partition(".")[0] == "conv3dt":
+            found.add(name.partition(".")[2].partition(".")[0] or "__init__")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_follow_the_arrow(path: Path) -> None:
+    name = path.with_suffix("").as_posix()
+    if name in MAY_IMPORT:
+        assert _own(path) <= MAY_IMPORT[name]
+
+
+def test_the_arrow_has_no_circle() -> None:
+    """Removing what imports nothing that is left must leave nothing."""
+    left = dict(MAY_IMPORT)
+    while ready := [name for name, imported in left.items() if not imported & set(left)]:
+        for name in ready:
+            del left[name]
+    assert not left
+
+
+def test_every_module_of_the_arrow_exists() -> None:
+    assert {f"{name}.py" for name in BASE} <= {path.as_posix() for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_importing_needs_only_numpy_and_threadpoolctl(path: Path) -> None:
+    """Optional packages are imported where they are used, inside functions."""
+    if path.parts[0] in ("__main__.py", "dask.py", "demo.py"):
+        return  # not imported by the package itself
+    allowed = {*sys.stdlib_module_names, "numpy", "threadpoolctl", "conv3dt"}
+    top = [
+        name.partition(".")[0]
+        for name in _imports(path, iter(_tree(path).body))
+        if not name.startswith(".")
+    ]
+    assert set(top) <= allowed

@@ -1,0 +1,302 @@
+"""Threads, forks, limits and Ctrl-C: every call finishes with the same bits, or raises.
+
+What could hang or end the process runs in a subprocess: ``scenario_...`` functions below.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import axis, normal
+
+from conv3dt import engine, plan
+from conv3dt.functional import conv3d_transpose
+from conv3dt.problem import Problem
+
+HERE = Path(__file__).parent
+PROBLEM = Problem(16, 16, 1, (axis(12, 3, 2),) * 3, channels_last=True)
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX only")
+
+
+def call(threads: int) -> tuple[bytes, int]:
+    """A digest of the bits of one result, and the size of the team that made it."""
+    engine.serial_below = 0
+    x, kernel, bias = normal(PROBLEM)
+    y = np.full(PROBLEM.y_shape(1), np.nan, np.float32)
+    made = plan.plan_for(PROBLEM, plan.Weights(kernel, bias))
+    asked = engine.threads(threads, PROBLEM.multiplications)
+    team = made.run(x, y, threads=asked)
+    return sha256(y).digest(), team  # without a copy, for which there may be no memory
+
+
+def full_team(threads: int) -> int:
+    """The team that ``call(threads)`` has when nothing prevents it."""
+    has_openmp = engine.runtime is not None and engine.runtime.openmp()[0] > 0
+    return threads if engine.selected() != "numpy" and has_openmp else 1
+
+
+def run(scenario: Callable[[], None], timeout: float = 60, **environment: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", f"import test_threads; test_threads.{scenario.__name__}()"],
+        cwd=HERE,
+        env=os.environ
+        | {"CONV3DT_ISA": engine.selected(), "PYTHONPATH": os.pathsep.join(sys.path)}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Fork; the child does ``work`` and must end well within 20 seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")
+
+
+# ---- team sizes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_the_team_is_as_asked(isa: str, threads: int) -> None:
+    alone, _ = call(1)
+    assert call(threads) == (alone, full_team(threads))
+
+
+def test_eight_python_threads_at_once(isa: str) -> None:
+    want = call(2)
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(call, [2] * 100):
+            assert got == want
+
+
+# ---- fork -------------------------------------------------------------------------
+
+
+def scenario_fork() -> None:
+    want = call(4)
+    assert want[1] == full_team(4)
+
+    def child() -> None:
+        assert call(4) == want
+        in_child(lambda: call(4) == want or sys.exit(1))
+
+    for _ in range(3):
+        in_child(child)
+        assert call(4) == want
+
+
+def scenario_fork_while_threads_work() -> None:
+    want = call(2)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            assert call(2) == want
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(10):
+            in_child(lambda: call(2) == want or sys.exit(1))
+    finally:
+        stop.set()
+    for worker in workers:
+        worker.join()
+
+
+def scenario_fork_in_another_thread() -> None:
+    want = call(3)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call, 3).result() == want
+        pool.submit(in_child, lambda: call(3) == want or sys.exit(1)).result()
+
+
+def scenario_pool_of_forks() -> None:
+    want = call(3)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(call, [3] * 8) == [want] * 8
+
+
+def scenario_fork_in_a_parallel_region() -> None:
+    """The pool cannot be given back there, so the child stays on one thread."""
+    want = call(2)
+    gomp = ctypes.CDLL(engine.runtime.openmp()[1])
+
+    def child() -> None:
+        assert engine.runtime.fork_guard().endswith(": one thread")
+        assert call(2) == (want[0], 1)
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def region(_: object) -> None:
+        if gomp.omp_get_thread_num() == 0:
+            in_child(child)
+
+    gomp.GOMP_parallel(region, None, 2, 0)
+    assert call(2) == want
+
+
+# ---- limits -----------------------------------------------------------------------
+
+
+def scenario_no_more_threads() -> None:
+    want, _ = call(1)
+    if os.getuid() == 0:  # the limit does not bind root
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    try:
+        threading.Thread(target=print).start()
+    except RuntimeError:
+        pass
+    else:
+        raise AssertionError("a thread could be started: the limit does not bind")
+    assert call(4) == (want, 1)
+
+
+def scenario_no_more_threads_than_there_are() -> None:
+    """The limit comes while a team of two is waiting for its next work."""
+    want, _ = call(2)
+    if os.getuid() == 0:
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    for threads in (2, 8, 2, 4):
+        assert call(threads)[0] == want
+
+
+def scenario_little_memory() -> None:
+    want, _ = call(1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 48 * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for _ in range(3):
+        got, team = call(64)  # whose stacks alone would be 504 MiB
+        assert got == want and team < 64
+    x = np.zeros((1, 64, 64, 64, 1), np.float32)
+    try:
+        conv3d_transpose(x, np.zeros((2, 2, 2, 16, 1), np.float32), strides=2)
+    except MemoryError:
+        pass
+    else:
+        raise AssertionError("128 MiB were found within the limit of 48")
+    assert call(2)[0] == want
+
+
+# ---- Ctrl-C -----------------------------------------------------------------------
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def scenario_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    want, _ = call(2)
+    x = np.ones((32, 16, 16, 16, 64), np.float32)  # 7e11 multiplications: many seconds
+    kernel = np.ones((11, 11, 11, 64, 64), np.float32)
+    out = np.ones((32, 26, 26, 26, 64), np.float32)
+    after = []
+    for delay in (1.0, 0.3, 0.3, 0.3):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        start = time.monotonic()
+        timer.start()
+        try:
+            conv3d_transpose(x, kernel, out=out, num_threads=2)
+        except KeyboardInterrupt:
+            late = time.monotonic() - start - delay
+            assert late < 1, f"KeyboardInterrupt came {late:.1f} s after the signal"
+        else:
+            raise AssertionError("the call ended before it could be interrupted")
+        after.append(resident())
+        assert call(2)[0] == want
+    grown = (after[-1] - after[1]) / MIB  # the first call leaves its memory to the allocator
+    assert grown < 16, f"{grown:.0f} MiB leaked"
+
+
+# ---- the tests of the scenarios ---------------------------------------------------
+
+# The BLAS of NumPy's wheels hangs when the process forks during a product, and ends the
+# process when memory is short: conv3dt without kernels cannot promise more than NumPy does.
+BEYOND_NUMPY = {scenario_fork_while_threads_work, scenario_little_memory}
+
+
+def skip_beyond_numpy(scenario: Callable[[], None]) -> None:
+    if engine.selected() == "numpy" and scenario in BEYOND_NUMPY:
+        pytest.skip("NumPy's BLAS does not survive it either")
+
+
+needs_libgomp = pytest.mark.skipif(
+    engine.runtime is None or "libgomp" not in engine.runtime.openmp()[1], reason="not libgomp"
+)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenario_fork,
+        scenario_fork_while_threads_work,
+        scenario_fork_in_another_thread,
+        scenario_pool_of_forks,
+    ],
+)
+def test_fork(scenario: Callable[[], None]) -> None:
+    skip_beyond_numpy(scenario)
+    run(scenario)
+
+
+@needs_libgomp
+def test_fork_in_a_parallel_region() -> None:
+    run(scenario_fork_in_a_parallel_region)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux keeps them")
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenario_no_more_threads,
+        scenario_no_more_threads_than_there_are,
+        # LLVM's libomp ends the process when it has no memory for what it keeps per thread.
+        pytest.param(scenario_little_memory, marks=needs_libgomp),
+    ],
+)
+def test_limits(scenario: Callable[[], None]) -> None:
+    skip_beyond_numpy(scenario)
+    run(scenario, OPENBLAS_NUM_THREADS="1")  # OpenBLAS dies of such limits at import
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_interrupt() -> None:
+    run(scenario_interrupt)
