@@ -312,7 +312,7 @@ cdef inline Py_ssize_t name_terms(
     const Depthwise *p, const Source *source, Py_ssize_t d, const Py_ssize_t *depth,
     const Py_ssize_t *height, const Py_ssize_t *width, const Space *space,
 ) noexcept nogil:
-    cdef const Axis *axes = p.axes
+    cdef const Axis *axes = &p.axes[0]
     cdef Py_ssize_t q, r, s, count = 0
     cdef const real *x
     cdef const real *w
@@ -459,7 +459,7 @@ cdef inline void fill_box(
     Py_ssize_t column, Py_ssize_t columns, const Space *space,
 ) noexcept nogil:
     # Some columns of a channels_last box, or one filter of a channels_first box.
-    cdef const Axis *axes = p.axes
+    cdef const Axis *axes = &p.axes[0]
     cdef Py_ssize_t depth[2]
     cdef Py_ssize_t d, q, ph, pw, band, end
     cdef bint direct = p.along and call.act.code == LINEAR

@@ -13,7 +13,7 @@ from conv3dt.layer import Conv3DTranspose
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 keras = pytest.importorskip(
-    "keras", reason="needs Keras 3 and TensorFlow or another of its backends"
+    "keras", reason="needs Keras 3 and one of its backends (the keras extra)"
 )
 if int(keras.__version__.split(".")[0]) < 3:
     pytest.skip(f"compares with Keras 3, found {keras.__version__}", allow_module_level=True)
@@ -181,7 +181,8 @@ def test_initializers(name):
     theirs = keras.ops.convert_to_numpy(keras.initializers.get(name)(shape))
     assert ours.std() == pytest.approx(theirs.std(), rel=0.02)
     largest = np.abs(theirs).max()
-    assert np.abs(ours).max() == pytest.approx(largest, rel=0.3 if "normal" in name else 0.1)
+    bounded = "uniform" in name or name == "variance_scaling"  # else the largest has a tail
+    assert np.abs(ours).max() == pytest.approx(largest, rel=0.1 if bounded else 0.35)
 
 
 CONFIGS = [
