@@ -12,7 +12,7 @@ from math import prod
 from .problem import Axis, Problem, phases
 
 STORE = 4.0  # a vector of results: bias, activation, store
-TRANSPOSE = 30.0  # the same through a transpose
+TRANSPOSE = 14.0  # the same through a transpose
 LOAD = 10.0  # transposing a vector of inputs
 ADD = 4.0  # adding a vector of products to its sum
 WEIGHTS = 20.0  # reading a vector of weights once from the third-level cache

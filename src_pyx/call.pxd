@@ -1,7 +1,26 @@
 # What changes from call to call, and what every algorithm offers to the driver.
 from epilogue cimport Activation
 from microkernel cimport SplitTile, Tile
+from geometry cimport Source
 from simd cimport real
+
+
+cdef struct Grid:  # the tiles of a box for one phase of minimal filtering
+    Py_ssize_t taps[3]
+    Py_ssize_t low[3]  # offset of the first input
+    Py_ssize_t lo[3]
+    Py_ssize_t hi[3]
+    Py_ssize_t tiles[3]
+
+
+ctypedef void (*TurnIn)(
+    const Grid *grid, const Source *source, Py_ssize_t padded, real *images
+) noexcept nogil
+
+ctypedef void (*TurnOut)(
+    const Grid *grid, const real *products, int nv, const real *bias,
+    real *const *outputs, Py_ssize_t column, bint stream,
+) noexcept nogil
 
 
 cdef struct Call:
@@ -16,6 +35,8 @@ cdef struct Call:
     bint vectors  # all rows of y are whole aligned vectors, if its channels are
     Tile tile[2]  # one vector wide, NV vectors wide
     SplitTile split[2]
+    TurnIn turn_in
+    TurnOut turn_out
     Activation act
 
 

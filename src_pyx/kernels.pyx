@@ -12,18 +12,19 @@ from libc.stdint cimport uintptr_t
 cimport numpy as cnp
 import numpy as np
 
-from call cimport Call, Task
+from call cimport Call, Grid, Task
 from tiles cimport Tiles as TilesPlan, Workspace, tiles_scratch, tiles_task, tiles_units
 from tiles cimport box_positions, minimal_room
 from depthwise cimport Depthwise as DepthwisePlan, Space, Terms, depthwise_scratch
 from depthwise cimport depthwise_task, depthwise_tile_rows, depthwise_units
 from epilogue cimport Activation, activate
-from geometry cimport Axis, box_count, ceil_div, even_part
+from geometry cimport Axis, Source, box_count, ceil_div, even_part
 from simd cimport real, vfence
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
 from microkernel cimport split_rows, tile_rows
 from team cimport omp_get_num_threads
+from winograd cimport images_of, outputs_from
 
 cnp.import_array()
 
@@ -47,8 +48,8 @@ cdef Py_ssize_t IMAGES_BYTES = 640 << 10
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
 cdef Py_ssize_t CHUNK_BYTES = 1 << 20
-# An output this large is written past the cache.
-cdef Py_ssize_t STREAM_BYTES = 32 << 20
+# An output this large is written past the cache: it would not stay in the second level.
+cdef Py_ssize_t STREAM_BYTES = 4 << 20
 # Between two looks at pending signals: some milliseconds with vectors, 0.1 s without.
 cdef double SIGNAL_MULTIPLICATIONS = 1e8 if _VECTOR == 1 else 1e9
 
@@ -70,17 +71,30 @@ cdef void tile_wide(
 
 
 cdef void split_narrow(
-    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
-    const real *b, Py_ssize_t ldb, real *const *out, int mr,
+    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr,
 ) noexcept nogil:
-    split_rows(depth, block, a, b, ldb, out, mr, 1)
+    split_rows(depth, block, a, lda, b, out, mr, 1)
 
 
 cdef void split_wide(
-    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
-    const real *b, Py_ssize_t ldb, real *const *out, int mr,
+    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr,
 ) noexcept nogil:
-    split_rows(depth, block, a, b, ldb, out, mr, _NV)
+    split_rows(depth, block, a, lda, b, out, mr, _NV)
+
+
+cdef void turn_in(
+    const Grid *grid, const Source *source, Py_ssize_t padded, real *images
+) noexcept nogil:
+    images_of(grid, source, padded, images)
+
+
+cdef void turn_out(
+    const Grid *grid, const real *products, int nv, const real *bias,
+    real *const *outputs, Py_ssize_t column, bint stream,
+) noexcept nogil:
+    outputs_from(grid, products, nv, bias, outputs, column, stream)
 
 
 # At most one idle buffer. A call takes it out, so that calls at the same time have their own,
@@ -169,6 +183,8 @@ cdef class Plan:
         call.tile[1] = tile_wide
         call.split[0] = split_narrow
         call.split[1] = split_wide
+        call.turn_in = turn_in
+        call.turn_out = turn_out
         total = batch * self.tasks
         if total == 0 or cnp.PyArray_SIZE(y) == 0:
             return 1
@@ -318,25 +334,44 @@ def pack_winograd(cnp.ndarray kernel, axes):
 
 
 cdef void minimal_sides(TilesPlan *p):
-    """Boxes of even sides, whose transformed inputs fit a part of the second-level cache."""
-    cdef Py_ssize_t most = IMAGES_BYTES // ((p.together * p.channels + _NR) * REAL_BYTES)
-    cdef Py_ssize_t a, best, side
+    """Equal boxes of whole tiles, whose transformed inputs fit a part of the second-level
+    cache: the fewest, and of these the ones that load the fewest inputs."""
+    cdef Py_ssize_t most = IMAGES_BYTES // ((p.channels + _NR) * REAL_BYTES)
+    cdef Py_ssize_t half[3]
+    cdef Py_ssize_t best[3]
+    cdef Py_ssize_t d, h, w, boxes, loads, fewest = 0, least = 0, longest = 1
+    cdef int a
     for a in range(3):
-        p.side[a] = 2
+        half[a] = max(ceil_div(p.axes[a].grid, 2), 1)
+        best[a] = p.side[a] = 2
     if not p.channels_last:  # whole rows: they are stored as runs
-        while p.side[2] < min(p.axes[2].grid, 64) and minimal_room(p) < most:
-            p.side[2] += 2
-    while True:  # grow the side that leaves the box most cubic
-        best = -1
-        for a in range(3):
-            if p.side[a] < p.axes[a].grid and (best < 0 or p.side[a] < p.side[best]):
-                best = a
-        if best < 0:
-            return
-        p.side[best] += 2
-        if minimal_room(p) > most:
-            p.side[best] -= 2
-            return
+        for w in range(1, min(half[2], 32) + 1):
+            p.side[2] = 2 * w
+            if even_part(half[2], w) == w and minimal_room(p) <= most:
+                longest = w
+    for d in range(1, half[0] + 1):
+        if even_part(half[0], d) < d:
+            continue
+        p.side[0] = 2 * d
+        for h in range(1, half[1] + 1):
+            if even_part(half[1], h) < h:
+                continue
+            p.side[1] = 2 * h
+            for w in range(longest, half[2] + 1):
+                if even_part(half[2], w) < w:
+                    continue
+                p.side[2] = 2 * w
+                if minimal_room(p) > most and fewest > 0:
+                    break
+                boxes = loads = box_count(p.side, p.axes)
+                for a in range(3):
+                    loads *= p.side[a] + p.axes[a].high - p.axes[a].low
+                if fewest == 0 or boxes < fewest or (boxes == fewest and loads < least):
+                    fewest, least = boxes, loads
+                    for a in range(3):
+                        best[a] = p.side[a]
+    for a in range(3):
+        p.side[a] = best[a]
 
 
 cdef class Tiles(Plan):
@@ -350,7 +385,7 @@ cdef class Tiles(Plan):
     ):
         """axes: records of `set_axis`; packed, bias: (weights, starts), (groups, padded)."""
         cdef TilesPlan *p = &self.plan
-        cdef Py_ssize_t columns, room, sharing
+        cdef Py_ssize_t columns, room, results
         cdef Workspace work
         cdef int a
         self.keep = []
@@ -359,7 +394,7 @@ cdef class Tiles(Plan):
         columns = filters // groups
         if fused:
             columns *= p.axes[2].stride
-        zeros = np.zeros(max(channels, p.axes[2].phases), DTYPE)
+        zeros = np.zeros(channels, DTYPE)
         weights, starts = packed
         self.keep += [zeros, weights, bias]
         p.channels = channels
@@ -371,12 +406,11 @@ cdef class Tiles(Plan):
         p.groups = groups
         p.fused = fused
         p.minimal = minimal
-        p.alike = channels_last and groups == 1 and all([
+        p.alike = groups == 1 and all([
             len({(count, tuple([offset for _, offset in taps])) for _, count, taps in axis[3]}) == 1
             for axis in axes
         ])
         p.channels_last = channels_last
-        p.together = 1 if channels_last else p.axes[2].phases
         p.packed = reals(weights)
         p.panel = self.integers(starts)
         p.group_panel = weights.size // groups
@@ -386,6 +420,17 @@ cdef class Tiles(Plan):
         p.side[2] = even_part(p.axes[2].grid, room)
         p.side[1] = even_part(p.axes[1].grid, max(room // p.side[2], 1))
         p.side[0] = even_part(p.axes[0].grid, max(room // (p.side[2] * p.side[1]), 1))
+        for a in range(3):
+            p.spread[a] = 1
+        p.together = 1
+        p.kept = 1 if channels_last or not minimal else p.blocks
+        if not channels_last:
+            p.spread[2] = p.axes[2].stride
+            p.together = p.axes[2].phases
+            results = box_positions(p) * p.axes[1].stride * p.together * _NR * REAL_BYTES
+            if not minimal and p.axes[1].phases == p.axes[1].stride and results <= SUMS_BYTES:
+                p.spread[1] = p.axes[1].stride
+                p.together *= p.axes[1].phases
         if minimal:
             minimal_sides(p)
         self.channels_last = channels_last

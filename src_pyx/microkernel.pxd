@@ -21,7 +21,7 @@
 # kernels.pyx makes two functions of this, one and NV vectors wide, which the algorithms call
 # through Call.tile: inlined into their loops, GCC spilled an accumulator at every step.
 from geometry cimport even_part
-from simd cimport real, vf, HALF_MR, MR, NV, VECTOR, vload, vstore, vstream, vset, vadd, vfma
+from simd cimport real, vf, MR, NR, NV, VECTOR, vload, vstore, vstream, vset, vadd, vfma
 
 cdef enum:
     TERMS = 64
@@ -45,8 +45,8 @@ ctypedef void (*Tile)(
 ) noexcept nogil
 
 ctypedef void (*SplitTile)(
-    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
-    const real *b, Py_ssize_t ldb, real *const *out, int mr,
+    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr,
 ) noexcept nogil
 
 
@@ -138,56 +138,66 @@ cdef inline void tile_rows(
 
 
 cdef inline void split_sized(
-    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
-    const real *b, Py_ssize_t ldb, real *const *out, int mr, int nv,
+    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr, int nv,
 ) noexcept nogil:
-    cdef vf total[HALF_MR][NV]
-    cdef vf acc[HALF_MR][NV]
+    # out[i] = sum over k < depth of a[i * lda + k] * b[k], in blocks; rows of out NR apart.
+    cdef vf acc[MR][NV]
     cdef vf row[NV]
     cdef vf scalar
-    cdef Py_ssize_t low, high, k
+    cdef Py_ssize_t low, k
     cdef int i, j
-    for i in range(mr):
-        for j in range(nv):
-            total[i][j] = vset(0)
     for low from 0 <= low < depth by block:
-        high = min(low + block, depth)
         for i in range(mr):
             for j in range(nv):
                 acc[i][j] = vset(0)
-        for k in range(low, high):
+        for k in range(low, min(low + block, depth)):
             for j in range(nv):
                 row[j] = vload(b + j * VECTOR)
             for i in range(mr):
-                scalar = vset(a[i][k])
+                scalar = vset(a[i * lda + k])
                 for j in range(nv):
                     acc[i][j] = vfma(scalar, row[j], acc[i][j])
-            b += ldb
+            b += nv * VECTOR
+        if low > 0:
+            for i in range(mr):
+                for j in range(nv):
+                    acc[i][j] = vadd(acc[i][j], vload(out + i * NR + j * VECTOR))
         for i in range(mr):
             for j in range(nv):
-                total[i][j] = vadd(total[i][j], acc[i][j])
-    for i in range(mr):
-        for j in range(nv):
-            vstore(out[i] + j * VECTOR, total[i][j])
+                vstore(out + i * NR + j * VECTOR, acc[i][j])
 
 
 cdef inline void split_rows(
-    Py_ssize_t depth, Py_ssize_t block, const real *const *a,
-    const real *b, Py_ssize_t ldb, real *const *out, int mr, int nv,
+    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr, int nv,
 ) noexcept nogil:
-    # Half the rows of a tile and twice its accumulators: sums of short blocks, without
-    # going through memory for each.
+    # As tile_rows.
     if mr == 1:
-        split_sized(depth, block, a, b, ldb, out, 1 if 1 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 1 if 1 < MR else MR, nv)
     elif mr == 2:
-        split_sized(depth, block, a, b, ldb, out, 2 if 2 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 2 if 2 < MR else MR, nv)
     elif mr == 3:
-        split_sized(depth, block, a, b, ldb, out, 3 if 3 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 3 if 3 < MR else MR, nv)
     elif mr == 4:
-        split_sized(depth, block, a, b, ldb, out, 4 if 4 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 4 if 4 < MR else MR, nv)
     elif mr == 5:
-        split_sized(depth, block, a, b, ldb, out, 5 if 5 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 5 if 5 < MR else MR, nv)
     elif mr == 6:
-        split_sized(depth, block, a, b, ldb, out, 6 if 6 < HALF_MR else HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, 6 if 6 < MR else MR, nv)
+    elif mr == 7:
+        split_sized(depth, block, a, lda, b, out, 7 if 7 < MR else MR, nv)
+    elif mr == 8:
+        split_sized(depth, block, a, lda, b, out, 8 if 8 < MR else MR, nv)
+    elif mr == 9:
+        split_sized(depth, block, a, lda, b, out, 9 if 9 < MR else MR, nv)
+    elif mr == 10:
+        split_sized(depth, block, a, lda, b, out, 10 if 10 < MR else MR, nv)
+    elif mr == 11:
+        split_sized(depth, block, a, lda, b, out, 11 if 11 < MR else MR, nv)
+    elif mr == 12:
+        split_sized(depth, block, a, lda, b, out, 12 if 12 < MR else MR, nv)
+    elif mr == 13:
+        split_sized(depth, block, a, lda, b, out, 13 if 13 < MR else MR, nv)
     else:
-        split_sized(depth, block, a, b, ldb, out, HALF_MR, nv)
+        split_sized(depth, block, a, lda, b, out, MR, nv)

@@ -52,7 +52,6 @@ typedef float real;
 #define VECTOR (VECTOR_BYTES / REAL_BYTES)
 #define NR (NV * VECTOR)
 #define ROWS (MR < 8 ? 4 : 8)
-#define HALF_MR ((MR - 1) / 2) /* twice the accumulators; one row less, or GCC spills */
 
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
@@ -174,6 +173,11 @@ INLINE vf vpow2(vf n) { /* 2**n for an integer n within the exponent's range */
 
 #endif
 
+#if defined(__GNUC__)
+INLINE void vprefetch(real *p) { __builtin_prefetch(p, 1); } /* for writing */
+#else
+INLINE void vprefetch(real *p) { (void)p; }
+#endif
 INLINE vf vadd(vf a, vf b) { return a + b; }
 INLINE vf vsub(vf a, vf b) { return a - b; }
 INLINE vf vmul(vf a, vf b) { return a * b; }

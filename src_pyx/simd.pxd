@@ -9,7 +9,6 @@ cdef extern from "simd.h" nogil:
         VECTOR  # reals in a vector
         LOG2_VECTOR
         MR  # rows of the register tile
-        HALF_MR
         NV  # vectors in a row of it
         NR  # reals in a row of it: NV * VECTOR
         ROWS  # rows of the depthwise tile, a power of two
@@ -20,6 +19,7 @@ cdef extern from "simd.h" nogil:
     void vstore(real *p, vf v)
     void vstream(real *p, vf v)
     void vfence()
+    void vprefetch(real *p)  # the cache line around p, for writing
     vf vset(real s)
     vf vadd(vf a, vf b)
     vf vsub(vf a, vf b)

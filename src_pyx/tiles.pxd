@@ -23,17 +23,19 @@
 #     [tap][channel][NR columns]       [tap][channel][NR]         [tap][channel][1..NV vectors]
 #
 # channels_first: the box's input is transposed into `scratch`, edges filled with zeros, and
-# its results are transposed on their way out, so that the loops in between are the same.
-from libc.string cimport memset
-from call cimport Call
+# its results are transposed on their way out, so that the loops in between are the same. A
+# filter's outputs are stored in runs, as long as they lie side by side in y: all phases of the
+# width, and of the height where it has a phase for every output, are results of one unit.
+# Minimal filtering reads such an image in any layout: none of its tiles then has an edge.
+from libc.string cimport memcpy, memset
+from call cimport Call, Grid
 from epilogue cimport LINEAR, activate_rows
 from geometry cimport Axis, Box, Source, box_at, box_count
 from microkernel cimport Tile, depth_block, tap_block
 from simd cimport real, MR, NR, NV, VECTOR, REAL_BYTES
-from transfer cimport put_row, put_voxels, put_woven, transpose_block, transpose_into
+from transfer cimport announce_run, gather_block, put_row, put_run, put_voxels, scatter_into
 from winograd cimport (
-    Grid, grid_products, make_grid, multiply_images, outputs_of, pays, products_of,
-    transform_inputs, transform_outputs,
+    MOST, SKEW, grid_products, make_grid, multiply_images, outputs_of, pays, products_of,
 )
 
 
@@ -51,30 +53,61 @@ cdef struct Tiles:
     bint alike  # all phases read the same inputs, and have as many positions
     bint minimal  # winograd.pxd does the products
     bint channels_last
-    Py_ssize_t together  # phases of the width in a unit: channels_first stores them as one
+    Py_ssize_t spread[3]  # outputs along each axis that a position has in a unit
+    Py_ssize_t together  # phases in a unit: channels_first stores them as one
+    Py_ssize_t kept  # blocks whose results are kept until all phases of the unit have theirs
     const real *packed
     const Py_ssize_t *panel
     Py_ssize_t group_panel  # reals of packed weights of a group
     const real *bias  # [groups][padded]
-    const real *zeros  # as many as there are channels, or phases of the width
+    const real *zeros  # as many as there are channels
 
 
 cdef struct Workspace:  # parts of the scratch memory
-    const real **rows  # [phase of width][tile][tap][MR]
+    const real **rows  # [phase of the unit][tile][tap][MR]
     Py_ssize_t *steps  # [tap]: from a position's input to the tap's
-    real **outputs  # [phase of width][tile][MR]: where the rows go, first column
-    real **sums  # [tile][MR]: rows of `results`
-    real *results  # [phase of width][positions, in whole tiles][NR]
-    real *images  # minimal: [phase of width][product][tile][channels in whole vectors]
+    real **outputs  # [position]: where the rows go, first column
+    real **sums  # [kept block][phase of the unit][tile][MR]: rows of `results`
+    real *results  # [kept block]([phase of the unit][positions, in whole tiles][NR], bias)
+    real *images  # minimal: [product][tile][channels in whole vectors]
     real *products  # minimal: [product][tile][NR]
-    real *line  # [VECTOR filters][phase of width][row of the box]
-    real *image  # channels_first: the box's input, [d][h][w][channels]
+    real *image  # minimal or channels_first: the box's input, [d][h][w][channels]
+    # channels_first:
+    const real **sources  # [output of the unit]: its row of `results`
+    real **places  # [input of the box]: where it is in the image
+    real *line  # [VECTOR filters][RUN and a vector]
+
+
+cdef struct Part:  # a phase of a box
+    Py_ssize_t phase[3]
+    Py_ssize_t hi[3]
+    Py_ssize_t positions
+    Py_ssize_t taps
+    Grid grid
+    bint minimal
+    const real *panel
+    const real **rows
+    Py_ssize_t at  # its first position among those of the unit
+
+
+cdef struct Runs:  # the outputs of a unit, for channels_first
+    Py_ssize_t start[3]
+    Py_ssize_t count[3]
+    Py_ssize_t step[3]
+
+
+cdef enum:
+    RUN = 256  # outputs of a filter that are transposed before they are stored
 
 
 cdef inline Py_ssize_t box_positions(const Tiles *p) noexcept nogil:
     # Positions of the largest box, in whole tiles.
     cdef Py_ssize_t n = p.side[0] * p.side[1] * p.side[2]
     return (n + MR - 1) // MR * MR
+
+
+cdef inline Py_ssize_t block_results(const Tiles *p) noexcept nogil:
+    return (p.together * box_positions(p) + 1) * NR
 
 
 cdef inline Py_ssize_t largest_phase(const Axis *axis) noexcept nogil:
@@ -115,6 +148,16 @@ cdef inline Py_ssize_t minimal_room(const Tiles *p) noexcept nogil:
     return room
 
 
+cdef inline Py_ssize_t room_of(const Tiles *p, Py_ssize_t width) noexcept nogil:
+    # Reals of the products, each in rows of `width`
+    return minimal_room(p) * width + MOST * SKEW
+
+
+cdef inline Py_ssize_t voxel(const Tiles *p) noexcept nogil:
+    # Reals of a position in the image of a box.
+    return vectors(p.channels) if p.minimal else p.channels
+
+
 cdef inline Py_ssize_t tiles_scratch(
     const Tiles *p, char *scratch, Workspace *work
 ) noexcept nogil:
@@ -122,71 +165,127 @@ cdef inline Py_ssize_t tiles_scratch(
     cdef Py_ssize_t phases = p.together
     cdef Py_ssize_t positions = box_positions(p)
     cdef Py_ssize_t taps = plain_taps(p)
-    cdef Py_ssize_t size = 0, image = 0
+    cdef Py_ssize_t size = 0, image = 1, outputs = 1, places, line = VECTOR * (RUN + VECTOR)
     cdef int a
-    if not p.channels_last:
-        image = p.channels * REAL_BYTES
-        for a in range(3):
-            image *= p.side[a] + p.axes[a].high - p.axes[a].low
+    for a in range(3):
+        image *= p.side[a] + p.axes[a].high - p.axes[a].low
+        outputs *= p.side[a] * p.spread[a]
+    outputs += VECTOR
+    places = image
+    if p.channels_last:
+        places = outputs = line = 0
+        if not p.minimal:
+            image = 0
     work.images = work.products = <real *>scratch
     if p.minimal:
-        size += lines(phases * minimal_room(p) * vectors(p.channels) * REAL_BYTES)
+        size += lines(room_of(p, vectors(p.channels)) * REAL_BYTES)
         work.products = <real *>(scratch + size)
-        size += lines(minimal_room(p) * NR * REAL_BYTES)
+        size += lines(room_of(p, NR) * REAL_BYTES)
     work.rows = <const real **>(scratch + size)
     size += lines(positions * phases * taps * sizeof(void *))
     work.steps = <Py_ssize_t *>(scratch + size)
     size += lines(taps * sizeof(Py_ssize_t))
     work.outputs = <real **>(scratch + size)
-    size += lines(positions * phases * sizeof(void *))
+    size += lines(positions * sizeof(void *))
     work.sums = <real **>(scratch + size)
-    size += lines(positions * phases * sizeof(void *))
+    size += lines(p.kept * positions * phases * sizeof(void *))
     work.results = <real *>(scratch + size)
-    size += lines((positions * phases + VECTOR) * NR * REAL_BYTES)
-    work.line = <real *>(scratch + size)
-    size += lines((p.side[2] + 2 * VECTOR) * 2 * phases * VECTOR * REAL_BYTES)
+    size += lines(p.kept * block_results(p) * REAL_BYTES)
+    work.sources = <const real **>(scratch + size)
+    size += lines(outputs * sizeof(void *))
+    work.places = <real **>(scratch + size)
+    size += lines(places * sizeof(void *))
     work.image = <real *>(scratch + size)
-    return size + lines(image)
+    size += lines(image * voxel(p) * REAL_BYTES)
+    work.line = <real *>(scratch + size)
+    return size + line * REAL_BYTES
+
+
+cdef inline void copy_last(
+    const Tiles *p, const Call *call, const real *x, const Py_ssize_t *lo, const Py_ssize_t *hi,
+    const Source *source, const Workspace *work,
+) noexcept nogil:
+    # Inputs lo..hi of a channels_last x into the image.
+    cdef Py_ssize_t d, h, w
+    cdef const real *row
+    cdef real *image
+    for d in range(lo[0], hi[0]):
+        for h in range(lo[1], hi[1]):
+            row = x + d * call.x_step[1] + h * call.x_step[2]
+            image = (
+                work.image + (d - source.lo[0]) * source.step[0]
+                + (h - source.lo[1]) * source.step[1] - source.lo[2] * source.step[2]
+            )
+            for w in range(lo[2], hi[2]):
+                memcpy(
+                    image + w * source.step[2], row + w * call.x_step[3],
+                    p.channels * REAL_BYTES,
+                )
+
+
+cdef inline void copy_first(
+    const Tiles *p, const Call *call, const real *x, const Py_ssize_t *lo, const Py_ssize_t *hi,
+    const Source *source, const Workspace *work,
+) noexcept nogil:
+    # The same of a channels_first x, transposed.
+    cdef Py_ssize_t d, h, w, n, some_d = 1, some_h = 1
+    cdef real **place = work.places
+    cdef real *image
+    for d in range(lo[0], hi[0]):
+        for h in range(lo[1], hi[1]):
+            image = (
+                work.image + (d - source.lo[0]) * source.step[0]
+                + (h - source.lo[1]) * source.step[1]
+            )
+            for w in range(lo[2], hi[2]):
+                place[0] = image + (w - source.lo[2]) * source.step[2]
+                place += 1
+    n = max(hi[2] - lo[2], 0)  # rows, and planes, may touch in x
+    if call.x_step[2] == n:
+        some_h = max(hi[1] - lo[1], 1)
+        n *= some_h
+        if call.x_step[1] == n:
+            some_d = max(hi[0] - lo[0], 1)
+            n *= some_d
+    place = work.places
+    for d from lo[0] <= d < hi[0] by some_d:
+        for h from lo[1] <= h < hi[1] by some_h:
+            scatter_into(
+                x + d * call.x_step[1] + h * call.x_step[2] + lo[2] * call.x_step[3],
+                call.x_channel, p.channels, n, place,
+            )
+            place += n
 
 
 cdef inline void load_image(
-    const Tiles *p, const Call *call, const real *x, const Box *box, Source *source, real *image
+    const Tiles *p, const Call *call, const real *x, const Box *box, Source *source,
+    const Workspace *work,
 ) noexcept nogil:
-    # channels_first -> [d][h][w][channels], with zeros around.
-    cdef Py_ssize_t d, h, w0, w1, left, right, lines
-    cdef real *target = image
+    # The input of a box -> [d][h][w][channels], with zeros around.
+    cdef Py_ssize_t lo[3]
+    cdef Py_ssize_t hi[3]
+    cdef Py_ssize_t positions = 1
+    cdef bint clipped = False
     cdef int a
     for a in range(3):
         source.lo[a] = box.lo[a] + p.axes[a].low
         source.hi[a] = box.hi[a] + p.axes[a].high
-    source.step[2] = p.channels
-    source.step[1] = p.channels * (source.hi[2] - source.lo[2])
+        if p.minimal:  # whole tiles
+            source.hi[a] += (box.hi[a] - box.lo[a]) % 2
+        lo[a] = max(source.lo[a], 0)
+        hi[a] = min(source.hi[a], p.axes[a].size)
+        clipped = clipped or hi[a] - lo[a] < source.hi[a] - source.lo[a]
+        positions *= source.hi[a] - source.lo[a]
+    source.step[2] = voxel(p)
+    source.step[1] = source.step[2] * (source.hi[2] - source.lo[2])
     source.step[0] = source.step[1] * (source.hi[1] - source.lo[1])
-    source.x = image
-    w0 = min(max(source.lo[2], 0), source.hi[2])
-    w1 = max(min(source.hi[2], p.axes[2].size), w0)
-    left = (w0 - source.lo[2]) * p.channels
-    right = (source.hi[2] - w1) * p.channels
-    lines = 1
-    if (
-        w1 - w0 == call.x_step[2] and call.x_step[3] == 1 and left + right == 0
-        and source.lo[1] >= 0 and source.hi[1] <= p.axes[1].size
-    ):
-        lines = source.hi[1] - source.lo[1]  # the rows touch in x and in the image
-    for d in range(source.lo[0], source.hi[0]):
-        h = source.lo[1]
-        while h < source.hi[1]:
-            if 0 <= d < p.axes[0].size and 0 <= h < p.axes[1].size:
-                memset(target, 0, left * REAL_BYTES)
-                transpose_into(
-                    x + d * call.x_step[1] + h * call.x_step[2] + w0 * call.x_step[3],
-                    call.x_channel, p.channels, lines * (w1 - w0), target + left, p.channels,
-                )
-                memset(target + source.step[1] - right, 0, right * REAL_BYTES)
-            else:
-                memset(target, 0, lines * source.step[1] * REAL_BYTES)
-            target += lines * source.step[1]
-            h += lines
+    source.x = work.image
+    if clipped:
+        memset(work.image, 0, positions * voxel(p) * REAL_BYTES)
+    if p.channels_last:
+        copy_last(p, call, x, lo, hi, source, work)
+    else:
+        copy_first(p, call, x, lo, hi, source, work)
 
 
 cdef inline bint inside(
@@ -328,54 +427,103 @@ cdef inline void store_last(
             put_voxels(outputs[i], call.y_step[3], p.filters, column, results + i * NR, n)
 
 
-cdef inline void store_first(
-    const Tiles *p, const Call *call, real *y, const Py_ssize_t *phase,
-    const Py_ssize_t *lo, const Py_ssize_t *hi, Py_ssize_t column, Py_ssize_t width,
-    const real *results, Py_ssize_t result_step, real *line,
+cdef inline Runs make_runs(
+    const Tiles *p, const Box *box, const Py_ssize_t *first
 ) noexcept nogil:
-    # channels_first: VECTOR filters at a time, the phases of the width interleaved.
-    cdef const Axis *axes = &p.axes[0]
-    cdef const Axis *along = &axes[2]
-    cdef Py_ssize_t d, h, f, g, q, i, n, position, filters, even
-    cdef Py_ssize_t longest = hi[2] - lo[2]
-    cdef Py_ssize_t row = (longest + VECTOR - 1) // VECTOR * VECTOR
-    cdef real *turned = line
-    cdef real *mixed = line + along.phases * row * VECTOR
+    # first: the first phases of the unit.
+    cdef const Axis *axis
+    cdef Runs runs
+    cdef int a
+    for a in range(3):
+        axis = &p.axes[a]
+        runs.start[a] = axis.stride * box.lo[a]
+        runs.step[a] = axis.stride // p.spread[a]
+        if p.spread[a] > 1:  # every output, whether a tap reaches it or not
+            runs.count[a] = min(axis.stride * box.hi[a], axis.out) - runs.start[a]
+        else:
+            runs.start[a] += axis.first[first[a]]
+            runs.count[a] = min(box.hi[a], axis.count[first[a]]) - box.lo[a]
+        runs.count[a] = max(runs.count[a], 0)
+    return runs
+
+
+cdef inline void clear_sources(
+    const Runs *runs, const real *bias, const real **sources
+) noexcept nogil:
+    # What no tap reaches is the bias; a vector of them makes the last transpose whole.
+    cdef Py_ssize_t i
+    for i in range(runs.count[0] * runs.count[1] * runs.count[2] + VECTOR):
+        sources[i] = bias
+
+
+cdef inline void point_sources(
+    const Tiles *p, const Runs *runs, const Py_ssize_t *phase, const Py_ssize_t *lo,
+    const Py_ssize_t *hi, const real *results, const real **sources,
+) noexcept nogil:
+    # Where the unit's outputs of a phase come from.
+    cdef Py_ssize_t d, h, w
+    cdef Py_ssize_t step[3]
+    cdef const real **row
+    step[2] = p.spread[2]
+    step[1] = p.spread[1] * runs.count[2]
+    step[0] = runs.count[1] * runs.count[2]
+    if p.spread[1] > 1:
+        sources += p.axes[1].first[phase[1]] * runs.count[2]
+    if p.spread[2] > 1:
+        sources += p.axes[2].first[phase[2]]
+    for d in range(hi[0] - lo[0]):
+        for h in range(hi[1] - lo[1]):
+            row = sources + d * step[0] + h * step[1]
+            for w in range(hi[2] - lo[2]):
+                row[w * step[2]] = results
+                results += NR
+
+
+cdef inline void store_first(
+    const Tiles *p, const Call *call, real *y, const Runs *runs, Py_ssize_t column,
+    const real *bias, Py_ssize_t kept, Workspace *work,
+) noexcept nogil:
+    # channels_first, a block of columns: VECTOR filters at a time, in runs.
+    cdef Py_ssize_t f, g, d, h, i, n, part, filters
+    cdef Py_ssize_t width = min(NR, p.padded - column)
+    cdef Py_ssize_t block = kept * block_results(p)
+    cdef real *line = work.line
+    cdef Py_ssize_t some = 1
+    cdef Py_ssize_t run = runs.count[2]
+    cdef const real *const *source
     cdef real *target
-    cdef bint dense = along.phases == along.stride
+    if run == 0 or runs.count[1] == 0:
+        return
+    if runs.step[1] * call.y_step[2] == run:  # rows touch
+        some = runs.count[1]
+        run *= some
+    memcpy(work.results + block + block_results(p) - NR, bias + column, width * REAL_BYTES)
+    y += (
+        runs.start[0] * call.y_step[1] + runs.start[1] * call.y_step[2]
+        + runs.start[2] * call.y_step[3] + column * call.y_channel
+    )
     for f from 0 <= f < width by VECTOR:
         filters = min(VECTOR, p.columns - column - f)
-        for d in range(lo[0], hi[0]):
-            for h in range(lo[1], hi[1]):
-                even = longest
-                for q in range(along.phases):
-                    n = min(hi[2], along.count[q]) - lo[2]
-                    even = min(even, n)
-                    position = ((d - lo[0]) * (hi[1] - lo[1]) + h - lo[1]) * n
-                    for i from 0 <= i < n by VECTOR:  # up to a vector too many: room is left
-                        transpose_block(
-                            results + q * result_step + (position + i) * NR + f, NR,
-                            turned + q * row + i, along.phases * row,
+        source = work.sources
+        for d in range(runs.count[0]):
+            for h from 0 <= h < runs.count[1] by some:
+                target = (
+                    y + d * runs.step[0] * call.y_step[1] + h * runs.step[1] * call.y_step[2]
+                    + f * call.y_channel
+                )
+                for part from 0 <= part < run by RUN:
+                    n = min(RUN, run - part)
+                    if not call.stream:
+                        for g in range(filters):
+                            announce_run(target + g * call.y_channel + part, n)
+                    for i from 0 <= i < n by VECTOR:
+                        gather_block(source + part + i, block + f, line + i, RUN + VECTOR)
+                    for g in range(filters):
+                        put_run(
+                            target + g * call.y_channel + part, line + g * (RUN + VECTOR), n,
+                            call.stream,
                         )
-                for g in range(filters):
-                    target = (
-                        y + (axes[0].stride * d + axes[0].first[phase[0]]) * call.y_step[1]
-                        + (axes[1].stride * h + axes[1].first[phase[1]]) * call.y_step[2]
-                        + along.stride * lo[2] * call.y_step[3]
-                        + (column + f + g) * call.y_channel
-                    )
-                    n = 0
-                    if dense and call.y_step[3] == 1:
-                        n = even
-                        put_woven(
-                            turned + g * along.phases * row, row, p.zeros, along.stride,
-                            along.stride * n, target, call.stream, mixed,
-                        )
-                    for q in range(along.phases):
-                        for i in range(n, min(hi[2], along.count[q]) - lo[2]):
-                            target[(along.stride * i + along.first[q]) * call.y_step[3]] = (
-                                turned[(g * along.phases + q) * row + i]
-                            )
+                source += run
 
 
 cdef inline bint writes_through(
@@ -389,103 +537,123 @@ cdef inline bint writes_through(
     return call.y_step[3] == p.filters and box.hi[2] * p.axes[2].stride <= p.axes[2].out
 
 
+cdef inline Part make_part(
+    const Tiles *p, const Box *box, Py_ssize_t group, const Py_ssize_t *first, Py_ssize_t q,
+    const Workspace *work,
+) noexcept nogil:
+    # Phase number q of the unit.
+    cdef const Axis *axes = &p.axes[0]
+    cdef Part part
+    cdef int a
+    part.at = q * box_positions(p)
+    part.rows = work.rows
+    if not p.alike:  # else they share the pointers
+        part.rows += part.at * plain_taps(p)
+    part.positions = 1
+    part.taps = 1
+    for a in range(2, -1, -1):
+        part.phase[a] = first[a]
+        if p.spread[a] > 1:
+            part.phase[a] = q % axes[a].phases
+            q //= axes[a].phases
+        part.hi[a] = min(box.hi[a], axes[a].count[part.phase[a]])
+        part.positions *= max(part.hi[a] - box.lo[a], 0)
+        part.taps *= axes[a].start[part.phase[a] + 1] - axes[a].start[part.phase[a]]
+    part.panel = p.packed + group * p.group_panel + p.panel[
+        (part.phase[0] * axes[1].phases + part.phase[1]) * axes[2].phases + part.phase[2]
+    ]
+    part.minimal = False
+    if p.minimal and part.positions > 0:
+        part.grid = make_grid(axes, part.phase, box.lo, part.hi)
+        part.minimal = pays(&part.grid)
+    return part
+
+
+cdef inline void multiply_part(
+    const Tiles *p, const Call *call, const Box *box, const Part *part, Py_ssize_t column,
+    const real *bias, Py_ssize_t kept, Workspace *work,
+) noexcept nogil:
+    # One block of columns.
+    cdef int nv = <int>min(NV, (p.padded - column) // VECTOR)
+    cdef bint through = writes_through(p, call, box, column, nv * VECTOR)
+    cdef bint stream = through and call.stream and call.vectors
+    cdef Py_ssize_t at = column if through else 0
+    cdef real **sums = work.sums + kept * p.together * box_positions(p) + part.at
+    cdef real **target = work.outputs if through else sums
+    if part.minimal:
+        multiply_images(
+            call, &part.grid, work.images, p.channels, vectors(p.channels),
+            part.panel + column * grid_products(&part.grid) * p.depth, nv, work.products,
+        )
+        call.turn_out(&part.grid, work.products, nv, bias, target, at, stream)
+    else:
+        multiply(
+            call, part.rows, part.positions, part.taps, p.depth,
+            part.panel + column * part.taps * p.depth, nv, bias, sums, target, at, stream,
+        )
+    if through:
+        return
+    activate_rows(sums[0], part.positions, nv * VECTOR, &call.act)
+    if p.channels_last:
+        store_last(p, call, box.lo, part.hi, column, nv * VECTOR, sums[0], work.outputs)
+
+
 cdef inline void tiles_unit(
     const Tiles *p, const Call *call, const Source *source, real *y, const Box *box,
-    Py_ssize_t unit, bint fresh, bint known, Workspace *work,
+    Py_ssize_t unit, Py_ssize_t blocks, bint known, Workspace *work,
 ) noexcept nogil:
-    # One block of columns of one group for one phase; all of the width for channels_first.
-    cdef const Axis *axes = &p.axes[0]
-    cdef Py_ssize_t block = unit % p.blocks
-    cdef Py_ssize_t column = block * NR
-    cdef int nv = <int>min(NV, (p.padded - column) // VECTOR)
-    cdef Py_ssize_t width = nv * VECTOR
-    cdef Py_ssize_t tiles = box_positions(p)
-    cdef Py_ssize_t phase[3]
-    cdef Py_ssize_t hi[3]
-    cdef Py_ssize_t group, first, taps, positions, q
-    cdef const real **rows
-    cdef const real *panel
+    # Blocks of columns of one group, for one phase or those that are stored as one.
+    cdef Py_ssize_t column = unit % p.blocks * NR
+    cdef Py_ssize_t first[3]
+    cdef Py_ssize_t group, b, k, q
     cdef const real *bias
-    cdef real **sums
-    cdef real **target
-    cdef real *images
-    cdef Grid grid
-    cdef bint through = writes_through(p, call, box, column, width)
-    unit //= p.blocks
-    first = unit % (axes[2].phases // p.together) * p.together
-    unit //= axes[2].phases // p.together
-    phase[1] = unit % axes[1].phases
-    phase[0] = unit // axes[1].phases % axes[0].phases
-    group = unit // axes[1].phases // axes[0].phases
-    hi[0] = min(box.hi[0], axes[0].count[phase[0]])
-    hi[1] = min(box.hi[1], axes[1].count[phase[1]])
-    if hi[0] <= box.lo[0] or hi[1] <= box.lo[1]:
-        return
+    cdef real *results
+    cdef Part part
+    cdef Runs runs
+    cdef int a
+    group = unit // p.blocks
+    for a in range(2, -1, -1):
+        first[a] = 0
+        if p.spread[a] == 1:
+            first[a] = group % p.axes[a].phases
+            group //= p.axes[a].phases
     y += group * p.filters * call.y_channel
-    bias = p.bias + group * p.padded + column
-    for q in range(p.together):
-        phase[2] = first + q
-        hi[2] = min(box.hi[2], axes[2].count[first + q])
-        taps = axes[2].start[first + q + 1] - axes[2].start[first + q]
-        taps *= axes[1].start[phase[1] + 1] - axes[1].start[phase[1]]
-        taps *= axes[0].start[phase[0] + 1] - axes[0].start[phase[0]]
-        positions = (hi[0] - box.lo[0]) * (hi[1] - box.lo[1]) * (hi[2] - box.lo[2])
-        rows = work.rows + q * tiles * plain_taps(p)
-        images = work.images + q * minimal_room(p) * vectors(p.channels)
-        sums = work.sums + q * tiles
-        panel = (
-            p.packed + group * p.group_panel
-            + p.panel[(phase[0] * axes[1].phases + phase[1]) * axes[2].phases + first + q]
-        )
-        target = work.outputs + q * tiles if through else sums
-        if positions > 0:
-            if fresh and p.channels_last:
-                point_outputs(p, call, y, phase, box.lo, hi, work.outputs + q * tiles)
-            if p.minimal:
-                grid = make_grid(axes, phase, box.lo, hi)
-            if p.minimal and pays(&grid):
-                if fresh:
-                    transform_inputs(
-                        &grid, source, p.channels, vectors(p.channels), p.zeros, images
-                    )
-                multiply_images(
-                    call, &grid, images, p.channels, vectors(p.channels),
-                    panel + column * grid_products(&grid) * p.depth, nv, work.products,
-                )
-                transform_outputs(
-                    &grid, work.products, nv, bias, target,
-                    column if through else 0, through and call.stream and call.vectors,
-                )
-            else:
-                if fresh and not (known and p.alike):
-                    point_rows(p, source, group, phase, box.lo, hi, work.steps, rows)
-                multiply(
-                    call, rows, positions, taps, p.depth, panel + column * taps * p.depth, nv,
-                    bias, sums, target, column if through else 0,
-                    through and call.stream and call.vectors,
-                )
-            if not through:
-                activate_rows(work.results + q * tiles * NR, positions, width, &call.act)
-                if p.channels_last:
-                    store_last(
-                        p, call, box.lo, hi, column, width,
-                        work.results + q * tiles * NR, work.outputs + q * tiles,
-                    )
-        if not p.minimal or taps == 1:
-            rows += tiles * taps
+    bias = p.bias + group * p.padded
     if not p.channels_last:
-        hi[2] = box.hi[2]
-        store_first(
-            p, call, y, phase, box.lo, hi, column, width,
-            work.results, tiles * NR, work.line,
-        )
+        runs = make_runs(p, box, first)
+        clear_sources(&runs, work.results + block_results(p) - NR, work.sources)
+    for b from 0 <= b < blocks by p.kept:
+        for q in range(p.together):
+            part = make_part(p, box, group, first, q, work)
+            if part.positions == 0:
+                continue
+            if b == 0 and p.channels_last:
+                point_outputs(p, call, y, part.phase, box.lo, part.hi, work.outputs)
+            elif b == 0:
+                point_sources(
+                    p, &runs, part.phase, box.lo, part.hi, work.results + part.at * NR,
+                    work.sources,
+                )
+            if b == 0 and part.minimal:
+                call.turn_in(&part.grid, source, vectors(p.channels), work.images)
+            elif b == 0 and not (p.alike and (known or q > 0)):
+                point_rows(
+                    p, source, group, part.phase, box.lo, part.hi, work.steps, part.rows
+                )
+            for k in range(min(p.kept, blocks - b)):
+                multiply_part(
+                    p, call, box, &part, column + (b + k) * NR, bias + column + (b + k) * NR,
+                    k, work,
+                )
+        if p.channels_last:
+            continue
+        for k in range(min(p.kept, blocks - b)):
+            store_first(p, call, y, &runs, column + (b + k) * NR, bias, k, work)
 
 
 cdef inline Py_ssize_t tiles_units(const Tiles *p) noexcept nogil:
-    return (
-        p.groups * p.axes[0].phases * p.axes[1].phases * (p.axes[2].phases // p.together)
-        * p.blocks
-    )
+    cdef Py_ssize_t phases = p.axes[0].phases * p.axes[1].phases * p.axes[2].phases
+    return p.groups * phases // p.together * p.blocks
 
 
 cdef inline void tiles_task(
@@ -505,21 +673,26 @@ cdef inline void tiles_task(
     cdef const real *x = call.x + sample * call.x_step[0]
     cdef Workspace work
     cdef Source source
-    cdef Py_ssize_t unit
+    cdef Py_ssize_t unit, blocks, k, i
+    cdef Py_ssize_t sums = p.together * box_positions(p)
     cdef int a
     tiles_scratch(p, scratch, &work)
-    for unit in range(p.together * box_positions(p)):
-        work.sums[unit] = work.results + unit * NR
-    if p.channels_last:
+    for k in range(p.kept):
+        for i in range(sums):
+            work.sums[k * sums + i] = work.results + k * block_results(p) + i * NR
+    if p.channels_last and not p.minimal:
         source.x = x
         for a in range(3):
             source.lo[a] = 0
             source.hi[a] = p.axes[a].size
             source.step[a] = call.x_step[a + 1]
     else:
-        load_image(p, call, x, &box, &source, work.image)
-    for unit in range(first, last):
+        load_image(p, call, x, &box, &source, &work)
+    unit = first
+    while unit < last:
+        blocks = min(last - unit, p.blocks - unit % p.blocks)
         tiles_unit(
-            p, call, &source, call.y + sample * call.y_step[0], &box, unit,
-            unit == first or unit % p.blocks == 0, unit > first, &work,
+            p, call, &source, call.y + sample * call.y_step[0], &box, unit, blocks,
+            unit > first, &work,
         )
+        unit += blocks

@@ -7,7 +7,7 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 from simd cimport (
     real, vf, VECTOR, LOG2_VECTOR, VECTOR_BYTES, REAL_BYTES,
-    vadd, vload, vset, vstore, vstream, vzip_lo, vzip_hi,
+    vadd, vload, vprefetch, vset, vstore, vstream, vzip_lo, vzip_hi,
 )
 
 
@@ -53,6 +53,13 @@ cdef inline void put_run(real *y, const real *row, Py_ssize_t n, bint stream) no
     put_row(y + head, row + head, n - head, stream)
 
 
+cdef inline void announce_run(real *y, Py_ssize_t n) noexcept nogil:
+    # y[0:n] will be stored soon: fetches its lines, of which an ordinary store needs the rest.
+    cdef Py_ssize_t i
+    for i from 0 <= i < n by 64 // REAL_BYTES:
+        vprefetch(y + i)
+
+
 cdef inline void put_voxels(
     real *y, Py_ssize_t step, Py_ssize_t filters, Py_ssize_t column, const real *row, Py_ssize_t n
 ) noexcept nogil:
@@ -88,6 +95,52 @@ cdef inline void transpose_block(
         shuffle(rows, VECTOR, LOG2_VECTOR)
     for i in range(VECTOR):
         vstore(target + i * target_step, rows[i])
+
+
+cdef inline void gather_block(
+    const real *const *source, Py_ssize_t column, real *target, Py_ssize_t target_step
+) noexcept nogil:
+    # target[j][i] = source[i][column + j] for i, j < VECTOR
+    cdef vf rows[VECTOR]
+    cdef int i
+    for i in range(VECTOR):
+        rows[i] = vload(source[i] + column)
+    if VECTOR > 1:
+        shuffle(rows, VECTOR, LOG2_VECTOR)
+    for i in range(VECTOR):
+        vstore(target + i * target_step, rows[i])
+
+
+cdef inline void scatter_block(
+    const real *source, Py_ssize_t source_step, real *const *target, Py_ssize_t column
+) noexcept nogil:
+    # target[j][column + i] = source[i][j] for i, j < VECTOR
+    cdef vf rows[VECTOR]
+    cdef int i
+    for i in range(VECTOR):
+        rows[i] = vload(source + i * source_step)
+    if VECTOR > 1:
+        shuffle(rows, VECTOR, LOG2_VECTOR)
+    for i in range(VECTOR):
+        vstore(target[i] + column, rows[i])
+
+
+cdef inline void scatter_into(
+    const real *source, Py_ssize_t source_step, Py_ssize_t rows, Py_ssize_t columns,
+    real *const *target,
+) noexcept nogil:
+    # target[j][i] = source[i][j] for i < rows, j < columns; nothing else is touched.
+    cdef Py_ssize_t i, j
+    if rows < VECTOR or columns < VECTOR:
+        for j in range(columns):
+            for i in range(rows):
+                target[j][i] = source[i * source_step + j]
+        return
+    for i from 0 <= i < rows by VECTOR:  # last blocks overlap the ones before
+        i = min(i, rows - VECTOR)
+        for j from 0 <= j < columns by VECTOR:
+            j = min(j, columns - VECTOR)
+            scatter_block(source + i * source_step + j, source_step, target + j, i)
 
 
 cdef inline void separate(
