@@ -9,22 +9,42 @@ The way of the data; imports follow the arrows, never back::
 `arguments` turns what users pass into canonical values and raises every error; `problem` is
 one sample's operation as integers; `plan` chooses an algorithm and packs the weights;
 `engine` knows which compiled kernels run here and how many threads; `col2im` does the same
-in NumPy. `activations`, `initializers`, `regularizers` and `constraints` are leaves.
+in NumPy. `activations`, `initializers`, `regularizers` and `constraints` are leaves. `formats`
+makes layers from the files of frameworks, and files from layers; it is imported when used.
 """
 
 __version__ = "0.1.0"
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from .engine import get_num_threads, set_num_threads, show_config
 from .functional import conv3d_transpose
 from .layer import Conv3DTranspose
 from .output_pool import set_output_pool
 
+if _TYPE_CHECKING:
+    from .formats.native import load
+
+# Public names that are imported on first use, and the modules they live in.
+_LAZY = {"load": "formats.native"}
+
 __all__ = [
     "Conv3DTranspose",
     "__version__",
     "conv3d_transpose",
     "get_num_threads",
+    "load",
     "set_num_threads",
     "set_output_pool",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -445,6 +446,75 @@ class Conv3DTranspose:
         bias = _weight("bias", weights[1], (self._filters,)) if self._use_bias else None
         self._store(kernel, bias)
 
+    def _adopt(self, kernel: npt.ArrayLike, bias: npt.ArrayLike | None) -> None:
+        """Build the layer with weights from elsewhere; none are initialised first."""
+        kernel = arguments.as_array("kernel", kernel)
+        in_channels = kernel.shape[4] if kernel.ndim == 5 else self._groups
+        arguments.check_groups(self._groups, "in_channels", in_channels)
+        kernel = _weight("kernel", kernel, self._kernel_shape(in_channels))
+        if (bias is not None) != self._use_bias:
+            raise ValueError(f"bias must agree with use_bias={self._use_bias}, got {bias!r}")
+        bias = _weight("bias", bias, (self._filters,)) if self._use_bias else None
+        self._store(kernel, bias)
+
+    def fold_batchnorm(
+        self,
+        gamma: npt.ArrayLike | None,
+        beta: npt.ArrayLike | None,
+        mean: npt.ArrayLike,
+        variance: npt.ArrayLike,
+        epsilon: float = 1e-3,
+    ) -> None:
+        """Take a BatchNormalization of the result into the weights, at inference.
+
+        Afterwards the layer computes ``gamma * (y - mean) / sqrt(variance + epsilon) + beta``
+        of what it computed before: the kernel is scaled, and the bias shifted and scaled, in
+        float64, and then cast once. A layer without a bias gains one.
+
+        Parameters
+        ----------
+        gamma, beta : array_like, (filters,), or None
+            Scale and shift; None is Keras' ``scale=False`` or ``center=False``.
+        mean, variance : array_like, (filters,)
+            The moving statistics.
+        epsilon : float
+            Keras' default is 1e-3, that of PyTorch and ONNX is 1e-5.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built or has an activation (the normalization would have to come
+            before it); an array of another shape; a variance + epsilon that is not positive.
+        TypeError
+            An array that is not of floats.
+        """
+        self._check_built("fold_batchnorm")
+        assert self._kernel is not None
+        if self._activation.code != 0:
+            raise ValueError(
+                "fold_batchnorm must be used on a layer with a linear activation, "
+                f"got {self._activation.name}: fold first, then set the activation"
+            )
+        given = {"gamma": gamma, "beta": beta, "mean": mean, "variance": variance}
+        whole = {"gamma": np.ones(self._filters), "beta": np.zeros(self._filters)}
+        gamma, beta, mean, variance = (
+            whole[name]
+            if value is None and name in whole
+            else _weight(name, value, (self._filters,)).astype(np.float64)
+            for name, value in given.items()
+        )
+        spread = variance + float(epsilon)
+        if not (spread > 0).all():
+            raise ValueError(f"variance + epsilon must be positive, got {spread.min()}")
+        scale = gamma / np.sqrt(spread)
+        old = 0.0 if self._bias is None else self._bias.astype(np.float64)
+
+        # An input channel reaches the filters of its own group.
+        by_group = scale.reshape(self._groups, -1).T
+        by_channel = by_group.repeat(self._kernel.shape[4] // self._groups, axis=1)
+        self._store(self._kernel.astype(np.float64) * by_channel, (old - mean) * scale + beta)
+        self._use_bias = True
+
     def count_params(self) -> int:
         """Number of weights. ValueError before build."""
         self._check_built("count_params")
@@ -486,6 +556,24 @@ class Conv3DTranspose:
             return losses
         pairs = ((self.kernel_regularizer, self._kernel), (self.bias_regularizer, self._bias))
         return losses + [float(r(w)) for r, w in pairs if r is not None and w is not None]
+
+    # --- files -----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer, arguments and weights, to a file that `conv3dt.load` reads.
+
+        The file is a NumPy ``.npz`` of the weights and a JSON config, without pickle. It is
+        written under a temporary name and renamed, so that no half of it is ever seen.
+
+        Raises
+        ------
+        ValueError
+            An activation, initializer, regularizer or constraint of the user's own, or a
+            subclass: no file can hold code.
+        """
+        from .formats import native
+
+        native.save(self, path)
 
     # --- configuration ---------------------------------------------------------------------
 

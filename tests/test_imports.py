@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "layer": {
         "activations", "arguments", "constraints", "engine", "identifiers", "initializers", "plan",
         "problem", "regularizers",
+        "formats",  # in the methods that read and write files, when they are called
     },
 }  # fmt: skip
 BASE = set(MAY_IMPORT)
