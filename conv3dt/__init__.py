@@ -25,16 +25,18 @@ from .layer import Conv3DTranspose
 from .output_pool import set_output_pool
 
 if _TYPE_CHECKING:
+    from .formats import list_layers
     from .formats.native import load
 
 # Public names that are imported on first use, and the modules they live in.
-_LAZY = {"load": "formats.native"}
+_LAZY = {"list_layers": "formats", "load": "formats.native"}
 
 __all__ = [
     "Conv3DTranspose",
     "__version__",
     "conv3d_transpose",
     "get_num_threads",
+    "list_layers",
     "load",
     "set_num_threads",
     "set_output_pool",

@@ -559,6 +559,28 @@ class Conv3DTranspose:
 
     # --- files -----------------------------------------------------------------------------
 
+    def load_weights(self, path: str | os.PathLike[str], layer: str | None = None) -> None:
+        """Set the weights from a file; a layer that is not built gets its input channels so.
+
+        Parameters
+        ----------
+        path
+            A file of a kind that `conv3dt.list_layers` reads. It may be one that holds weights
+            alone, and no strides, padding or activation: these stay as they are here anyway.
+        layer
+            Name of the layer in the file; not needed if only one fits.
+
+        Raises
+        ------
+        ValueError
+            No such layer, several, or weights of another shape; a damaged file.
+        ImportError
+            The package that reads the file is not installed; the message says how to get it.
+        """
+        from . import formats
+
+        formats.load_weights(self, path, layer)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer, arguments and weights, to a file that `conv3dt.load` reads.
 

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "problem": set(),
     "cpus": set(),
     "identifiers": set(),
+    "optional": set(),
     "memory": {"cpus"},
     "output_pool": {"memory"},
     "arguments": {"problem"},
