@@ -21,6 +21,7 @@ from .problem import Axis, Problem, effective_kernel, explicit_axis, keras_axis
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Shape = tuple[int | None, ...]
 
 ALGORITHMS = ("auto", "direct", "im2col", "winograd")
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -119,6 +120,18 @@ def algorithm(value: Any) -> str:
     raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {value!r}")
 
 
+def sizes(name: str, value: Any, count: int) -> Shape:
+    """``count`` sizes, each a non-negative int or None: 5 with the batch, 4 without."""
+    shape = _sizes(value)
+    if shape is None or len(shape) != count:
+        batch = "with" if count == 5 else "without"
+        raise ValueError(
+            f"{name} must be {count} sizes, {batch} the batch, each a non-negative integer "
+            f"or None, got {value!r}"
+        )
+    return shape
+
+
 def as_array(name: str, value: Any) -> np.ndarray:
     """The array that ``value`` is or offers, as a native, aligned float array.
 
@@ -147,6 +160,14 @@ def as_array(name: str, value: Any) -> np.ndarray:
     if array.dtype.name not in FLOATS:
         raise TypeError(f"{name} must be {', '.join(FLOATS[:-1])} or float64, got {array.dtype}")
     return np.require(array, array.dtype.newbyteorder("="), "A")
+
+
+def weight(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of floats of this shape."""
+    array = as_array(name, value)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
@@ -233,6 +254,15 @@ def _integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def _sizes(value: Any) -> Shape | None:
+    """``value`` as a tuple of non-negative ints and Nones, else None."""
+    try:
+        shape = tuple(None if size is None else operator.index(size) for size in value)
+    except TypeError:
+        return None
+    return None if any(size is not None and size < 0 for size in shape) else shape
 
 
 def _is_sequence(value: Any, length: int) -> bool:

@@ -7,11 +7,10 @@ first seen. A warm call looks the shape up and goes straight to the kernel.
 
 from __future__ import annotations
 
-import itertools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,10 @@ from . import (
     activations,
     arguments,
     constraints,
+    dtypes,
     engine,
-    identifiers,
     initializers,
+    names,
     plan,
     regularizers,
 )
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Array = np.ndarray[Any, Any]
-Shape = tuple[int | None, ...]
-
-# dtype policy: (dtype of the weights, dtype of the result). The half types are computed in
-# float32, in which the mixed policies also keep their weights.
-POLICIES = {
-    "float64": ("float64", "float64"),
-    "float32": ("float32", "float32"),
-    "float16": ("float16", "float16"),
-    "bfloat16": ("bfloat16", "bfloat16"),
-    "mixed_float16": ("float32", "float16"),
-    "mixed_bfloat16": ("float32", "bfloat16"),
-}
 
 # Input shapes remembered per layer. A plan is a few integers; all share the packed weights.
 SEEN_SHAPES = 32
@@ -53,7 +41,6 @@ SEEN_SHAPES = 32
 _IGNORED = ("autocast", "dynamic", "quantization_config", "ragged", "sparse")
 
 _building = threading.Lock()
-_counters: dict[str, Iterator[int]] = {}
 
 
 def _fixed(name: str, doc: str) -> property:
@@ -177,7 +164,7 @@ class Conv3DTranspose:
         self.trainable = bool(trainable)
 
         self._set_policy(dtype)
-        self._name = _checked_name(name) if name is not None else _auto_name(type(self))
+        self._name = names.layer_name(name, type(self))
         self._kernel: Array | None = None
         self._bias: Array | None = None
         self._weights: plan.Weights | None = None
@@ -186,7 +173,7 @@ class Conv3DTranspose:
         self.num_threads = num_threads
         self.algorithm = algorithm
         if input_shape is not None:
-            self.build((None, *_sizes("input_shape", input_shape, 4)))
+            self.build((None, *arguments.sizes("input_shape", input_shape, 4)))
 
     filters: Any = _fixed("filters", "Channels of the result.")
     kernel_size: Any = _fixed("kernel_size", "Three ints.")
@@ -265,7 +252,7 @@ class Conv3DTranspose:
             arguments.check_out(out, shape, self._result)
         y: Array = made.apply(x, activation=activation, out=out, num_threads=self._num_threads)
         if y.dtype != self._result:  # a mixed policy, and x was not of the half type
-            y = _cast(y, self._result)
+            y = dtypes.cast(y, self._result)
         if self.activity_regularizer is not None:
             # Divided by the batch, so that the strength does not depend on it; empty: 0.
             self._activity = [float(self.activity_regularizer(y)) / max(len(y), 1)]
@@ -273,7 +260,7 @@ class Conv3DTranspose:
 
     def _cast_input(self, x: Any) -> Array:
         x = arguments.as_array("x", x)
-        return x if x.dtype in self._direct else _cast(x, self._direct[0])
+        return x if x.dtype in self._direct else dtypes.cast(x, self._direct[0])
 
     def _poser(self, in_channels: int) -> Callable[[Sequence[int]], Problem]:
         """What makes the problem of an input shape."""
@@ -295,7 +282,7 @@ class Conv3DTranspose:
         pose = self._poser(weights.kernel.shape[4])
         self._seen: Any = lru_cache(SEEN_SHAPES)(partial(_planned, pose, weights, self._activation))
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> arguments.Shape:
         """Shape of the result for an input shape, batch included; unknown sizes are None.
 
         Raises
@@ -303,7 +290,7 @@ class Conv3DTranspose:
         ValueError
             A shape that the layer cannot take.
         """
-        shape = _sizes("input_shape", input_shape, 5)
+        shape = arguments.sizes("input_shape", input_shape, 5)
         sizes = [size or 0 for size in shape]  # no padding refuses an empty axis
         channels = shape[self._channel_axis]
         if self._kernel is not None:
@@ -313,7 +300,7 @@ class Conv3DTranspose:
         if channels is None:
             sizes[self._channel_axis] = in_channels
         known = self._poser(in_channels)(sizes).y_shape(sizes[0])
-        result: Shape = tuple(
+        result: arguments.Shape = tuple(
             known[i] if shape[i] is not None or i == self._channel_axis else None for i in range(5)
         )
         return self._activation.output_shape(result)
@@ -336,7 +323,7 @@ class Conv3DTranspose:
         self._build("input_shape", input_shape)
 
     def _build(self, name: str, input_shape: Sequence[int | None]) -> None:
-        shape = _sizes(name, input_shape, 5)
+        shape = arguments.sizes(name, input_shape, 5)
         channels = shape[self._channel_axis]
         if channels is None:
             raise ValueError(f"{name} must say the channels, got {shape}")
@@ -363,7 +350,7 @@ class Conv3DTranspose:
 
     def _store(self, kernel: Array, bias: Array | None) -> None:
         """Take weights of the right shapes: private, read-only, and packed for the kernels."""
-        with np.errstate(all="ignore"):  # as in _cast
+        with np.errstate(all="ignore"):  # as in dtypes.cast
             kernel = np.array(kernel, self._variable, order="C")
             bias = None if bias is None else np.array(bias, self._variable, order="C")
         for array in (kernel, bias):
@@ -391,7 +378,7 @@ class Conv3DTranspose:
     def kernel(self, value: npt.ArrayLike) -> None:
         self._check_built("kernel")
         assert self._kernel is not None
-        self._store(_weight("kernel", value, self._kernel.shape), self._bias)
+        self._store(arguments.weight("kernel", value, self._kernel.shape), self._bias)
 
     @property
     def bias(self) -> Array | None:
@@ -409,7 +396,7 @@ class Conv3DTranspose:
         assert self._kernel is not None
         if not self._use_bias:
             raise ValueError(f"bias must not be set with use_bias=False, got {value!r}")
-        self._store(self._kernel, _weight("bias", value, (self._filters,)))
+        self._store(self._kernel, arguments.weight("bias", value, (self._filters,)))
 
     @property
     def weights(self) -> list[Array]:
@@ -442,8 +429,8 @@ class Conv3DTranspose:
                 f"weights must be {len(self.weights)} arrays (use_bias={self._use_bias}), "
                 f"got {len(weights)}"
             )
-        kernel = _weight("kernel", weights[0], self._kernel.shape)
-        bias = _weight("bias", weights[1], (self._filters,)) if self._use_bias else None
+        kernel = arguments.weight("kernel", weights[0], self._kernel.shape)
+        bias = arguments.weight("bias", weights[1], (self._filters,)) if self._use_bias else None
         self._store(kernel, bias)
 
     def _adopt(self, kernel: npt.ArrayLike, bias: npt.ArrayLike | None) -> None:
@@ -451,10 +438,10 @@ class Conv3DTranspose:
         kernel = arguments.as_array("kernel", kernel)
         in_channels = kernel.shape[4] if kernel.ndim == 5 else self._groups
         arguments.check_groups(self._groups, "in_channels", in_channels)
-        kernel = _weight("kernel", kernel, self._kernel_shape(in_channels))
+        kernel = arguments.weight("kernel", kernel, self._kernel_shape(in_channels))
         if (bias is not None) != self._use_bias:
             raise ValueError(f"bias must agree with use_bias={self._use_bias}, got {bias!r}")
-        bias = _weight("bias", bias, (self._filters,)) if self._use_bias else None
+        bias = arguments.weight("bias", bias, (self._filters,)) if self._use_bias else None
         self._store(kernel, bias)
 
     def fold_batchnorm(
@@ -500,7 +487,7 @@ class Conv3DTranspose:
         gamma, beta, mean, variance = (
             whole[name]
             if value is None and name in whole
-            else _weight(name, value, (self._filters,)).astype(np.float64)
+            else arguments.weight(name, value, (self._filters,)).astype(np.float64)
             for name, value in given.items()
         )
         spread = variance + float(epsilon)
@@ -540,9 +527,9 @@ class Conv3DTranspose:
         assert self._kernel is not None
         kernel, bias = self._kernel, self._bias
         if self.kernel_constraint is not None:
-            kernel = _weight("kernel", self.kernel_constraint(kernel), kernel.shape)
+            kernel = arguments.weight("kernel", self.kernel_constraint(kernel), kernel.shape)
         if self.bias_constraint is not None and bias is not None:
-            bias = _weight("bias", self.bias_constraint(bias), bias.shape)
+            bias = arguments.weight("bias", self.bias_constraint(bias), bias.shape)
         self._store(kernel, bias)
 
     @property
@@ -608,12 +595,7 @@ class Conv3DTranspose:
         config: dict[str, Any] = {
             "name": self._name,
             "trainable": self.trainable,
-            "dtype": {
-                "module": "keras",
-                "class_name": "DTypePolicy",
-                "config": {"name": self._dtype_policy},
-                "registered_name": None,
-            },
+            "dtype": dtypes.config(self._dtype_policy),
             "filters": self._filters,
             "kernel_size": self._kernel_size,
             "strides": self._strides,
@@ -668,13 +650,10 @@ class Conv3DTranspose:
 
     def _set_policy(self, dtype: Any) -> None:
         """Set the dtypes: of the weights, of the sums, of the result, and those x may have."""
-        self._dtype_policy = _policy_name(dtype)
-        self._dtype, result = POLICIES[self._dtype_policy]
-        self._variable, self._result = _numpy_dtype(self._dtype), _numpy_dtype(result)
-        self._compute = arguments.compute_dtype(self._variable)
-        # The first is what other inputs are cast to. A mixed policy reads its half type as is.
-        direct = dict.fromkeys((self._variable, self._result))
-        self._direct: tuple[np.dtype[Any], ...] = tuple(direct)
+        policy = dtypes.policy(dtype)
+        self._dtype_policy, self._dtype = policy.name, policy.variable.name
+        self._variable, self._result = policy.variable, policy.result
+        self._compute, self._direct = policy.compute, policy.direct
 
     @property
     def _channel_axis(self) -> int:
@@ -700,6 +679,12 @@ class Conv3DTranspose:
             shown.append(f"activation={self._activation.name!r}")
         shown.append(f"name={self._name!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __copy__(self) -> Conv3DTranspose:
+        # Weights are replaced, never changed: a copy shares them, and what is packed of them.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         packed = ("_weights", "_seen")
@@ -737,71 +722,3 @@ def _planned(
     problem = pose(x_shape)
     made = weights.plan(problem, algorithm)
     return made, activation, activation.output_shape(problem.y_shape(x_shape[0]))
-
-
-def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    with np.errstate(all="ignore"):  # numbers beyond the narrower dtype become Inf, silently
-        return array.astype(dtype)
-
-
-def _policy_name(dtype: Any) -> str:
-    """The name in ``POLICIES`` of a dtype, a policy, or the config dict of a policy."""
-    name: Any = "float32" if dtype is None else dtype
-    if isinstance(dtype, dict):
-        config = dtype.get("config")
-        name = config.get("name", "") if isinstance(config, dict) else ""
-    elif not isinstance(name, (str, type, np.dtype)):
-        name = getattr(dtype, "name", "")  # a policy object
-    if isinstance(name, (type, np.dtype)):
-        try:
-            name = np.dtype(name).name
-        except TypeError:
-            name = ""
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ValueError(f"dtype must be one of {', '.join(POLICIES)}, got {dtype!r}")
-    return name
-
-
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    if name != "bfloat16":
-        return np.dtype(name)
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise ImportError("dtype bfloat16 needs the package ml_dtypes") from error
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
-
-
-def _weight(name: str, value: Any, shape: tuple[int, ...]) -> Array:
-    array = arguments.as_array(name, value)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    return array
-
-
-def _sizes(name: str, value: Any, count: int) -> Shape:
-    """``count`` sizes, each a non-negative int or None."""
-    try:
-        sizes = tuple(None if size is None else operator.index(size) for size in value)
-    except TypeError:
-        sizes = ()
-    if len(sizes) != count or any(size is not None and size < 0 for size in sizes):
-        batch = "with" if count == 5 else "without"
-        raise ValueError(
-            f"{name} must be {count} sizes, {batch} the batch, each a non-negative integer "
-            f"or None, got {value!r}"
-        )
-    return sizes
-
-
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name or "/" in name:
-        raise ValueError(f'name must be a non-empty string without "/", got {name!r}')
-    return name
-
-
-def _auto_name(cls: type) -> str:
-    base = identifiers.snake_case(cls.__name__)
-    number = next(_counters.setdefault(base, itertools.count()))
-    return f"{base}_{number}" if number else base

@@ -18,9 +18,11 @@ MAY_IMPORT = {
     "cpus": set(),
     "identifiers": set(),
     "optional": set(),
+    "names": {"identifiers"},
     "memory": {"cpus"},
     "output_pool": {"memory"},
     "arguments": {"problem"},
+    "dtypes": {"arguments"},
     "activations": {"identifiers"},
     "initializers": {"identifiers"},
     "regularizers": {"identifiers"},
@@ -31,8 +33,8 @@ MAY_IMPORT = {
     "plan": {"problem", "cost", "engine", "col2im", "output_pool"},
     "functional": {"activations", "arguments", "problem", "plan"},
     "layer": {
-        "activations", "arguments", "constraints", "engine", "identifiers", "initializers", "plan",
-        "problem", "regularizers",
+        "activations", "arguments", "constraints", "dtypes", "engine", "initializers", "names",
+        "plan", "problem", "regularizers",
         "formats",  # in the methods that read and write files, when they are called
     },
 }  # fmt: skip

@@ -463,7 +463,7 @@ def test_empty_inputs():
 
 
 def test_names(monkeypatch):
-    monkeypatch.setattr("conv3dt.layer._counters", {})
+    monkeypatch.setattr("conv3dt.names._counters", {})
 
     class MyUpBlock3D(Conv3DTranspose):
         pass
@@ -508,6 +508,18 @@ def test_copies(duplicate, built):
         assert not again.kernel.flags.writeable
         again.kernel = again.kernel + np.float32(1)
         np.testing.assert_array_equal(layer(X), before)
+
+
+def test_a_copy_shares_the_weights_until_one_is_set():
+    layer = layer_of(strides=2)
+    layer(X)
+    again = copy.copy(layer)
+    assert np.shares_memory(again.kernel, layer.kernel)
+    before = layer(X)
+    again.activation = "relu"
+    np.testing.assert_array_equal(again(X), np.maximum(before, 0))
+    again.bias = np.zeros(6, np.float32)
+    np.testing.assert_array_equal(layer(X), before)
 
 
 def arguments_free_initializer(shape, dtype=None):
