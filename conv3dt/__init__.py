@@ -27,14 +27,20 @@ from .output_pool import set_output_pool
 if _TYPE_CHECKING:
     from .formats import list_layers
     from .formats.native import load
+    from .formats.onnx import from_onnx
 
 # Public names that are imported on first use, and the modules they live in.
-_LAZY = {"list_layers": "formats", "load": "formats.native"}
+_LAZY = {
+    "from_onnx": "formats.onnx",
+    "list_layers": "formats",
+    "load": "formats.native",
+}
 
 __all__ = [
     "Conv3DTranspose",
     "__version__",
     "conv3d_transpose",
+    "from_onnx",
     "get_num_threads",
     "list_layers",
     "load",

@@ -487,19 +487,20 @@ class Conv3DTranspose:
         gamma, beta, mean, variance = (
             whole[name]
             if value is None and name in whole
-            else arguments.weight(name, value, (self._filters,)).astype(np.float64)
+            else dtypes.cast(arguments.weight(name, value, (self._filters,)), np.dtype("f8"))
             for name, value in given.items()
         )
         spread = variance + float(epsilon)
         if not (spread > 0).all():
             raise ValueError(f"variance + epsilon must be positive, got {spread.min()}")
-        scale = gamma / np.sqrt(spread)
-        old = 0.0 if self._bias is None else self._bias.astype(np.float64)
-
-        # An input channel reaches the filters of its own group.
-        by_group = scale.reshape(self._groups, -1).T
-        by_channel = by_group.repeat(self._kernel.shape[4] // self._groups, axis=1)
-        self._store(self._kernel.astype(np.float64) * by_channel, (old - mean) * scale + beta)
+        old = 0.0 if self._bias is None else dtypes.cast(self._bias, np.dtype("f8"))
+        with np.errstate(all="ignore"):  # Inf and NaN among the weights spread as they must
+            scale = gamma / np.sqrt(spread)
+            # An input channel reaches the filters of its own group.
+            by_group = scale.reshape(self._groups, -1).T
+            by_channel = by_group.repeat(self._kernel.shape[4] // self._groups, axis=1)
+            kernel = self._kernel.astype(np.float64) * by_channel
+            self._store(kernel, (old - mean) * scale + beta)
         self._use_bias = True
 
     def count_params(self) -> int:
@@ -583,6 +584,49 @@ class Conv3DTranspose:
         from .formats import native
 
         native.save(self, path)
+
+    def to_torch_state_dict(self, prefix: str = "") -> dict[str, Array]:
+        """The weights as PyTorch's ConvTranspose3d stores them.
+
+        Returns
+        -------
+        dict
+            Of new arrays: ``weight``, (in_channels, filters // groups, kd, kh, kw), and, with
+            ``use_bias``, ``bias``, (filters,); `prefix` stands before the names. Strides,
+            padding and activation are no part of a state dict.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built.
+        """
+        from .formats import torch
+
+        return torch.to_torch_state_dict(self, prefix)
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write a model of this layer, from ``x`` to ``y``, for any batch and size of the input.
+
+        The model computes in the layer's dtype policy and data format; for "channels_last" it
+        transposes to and from the layout of ONNX. String paddings become the explicit pads
+        that mean the same. The file is checked by `onnx.checker`, and renamed from a temporary
+        name.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built, ONNX has no operator for its activation or not in its
+            dtype, or the weights have 2 GiB or more.
+        ImportError
+            The package onnx is missing: ``pip install 'conv3dt[onnx]'``.
+
+        Notes
+        -----
+        ONNX Runtime has no ConvTranspose of float64 and bfloat16 for the CPU.
+        """
+        from .formats import onnx
+
+        onnx.to_onnx(self, path)
 
     # --- configuration ---------------------------------------------------------------------
 

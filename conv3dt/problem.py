@@ -123,6 +123,19 @@ def explicit_axis(
     return (max(out, 0) if size == 0 else out), lo
 
 
+def explicit_equivalent(
+    kernel: int, stride: int, dilation: int, padding: str, output_padding: int | None
+) -> tuple[tuple[int, int], int]:
+    """``(pads, output_padding)`` that mean for every input size what a string padding means.
+
+    An empty axis is excepted.
+    """
+    # All the formulas grow by s with the input, so that one size tells.
+    out, crop = keras_axis(1, kernel, stride, dilation, padding, output_padding)
+    tail = effective_kernel(kernel, dilation) - crop - out
+    return (crop, max(tail, 0)), max(-tail, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """Outputs ``o = stride*j + first`` of an axis, and the taps they share.

@@ -17,6 +17,7 @@ import numpy as np
 import oracle
 import pytest
 
+from conv3dt import from_onnx
 from conv3dt.functional import conv3d_transpose
 from conv3dt.layer import Conv3DTranspose
 from conv3dt.problem import effective_kernel, explicit_axis, keras_axis
@@ -194,6 +195,41 @@ def _layer_result(forward: Forward, spelling: dict[str, Any]) -> np.ndarray:
     result = again(forward.x)
     np.testing.assert_array_equal(result, layer(forward.x))
     return result
+
+
+@pytest.mark.parametrize("case", _load("onnx"), ids=lambda case: case["name"])
+def test_nodes_of_onnx(case: dict[str, Any]) -> None:
+    """ONNX' own cases as they are spelled there, through `from_onnx`."""
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx (the onnx extra)")
+    for where in combinations(range(3), case["ndim"]):
+        forward = Forward(case, where)
+        made = _onnx_model(onnx, forward)
+        _assert_values(from_onnx(made)(forward.x), forward.expected(), case)
+
+
+def _onnx_model(onnx: Any, forward: Forward) -> Any:
+    padding, place = forward.case["padding"], forward.place
+    attributes = {
+        "strides": forward.strides,
+        "dilations": forward.dilation,
+        "group": forward.groups,
+        "output_padding": place(forward.case["output_padding"], 0),
+    }
+    if padding["output_shape"]:
+        attributes["output_shape"] = place(padding["output_shape"], 1)
+    elif padding["auto_pad"] == "NOTSET":
+        attributes["pads"] = place(padding["begin"], 0) + place(padding["end"], 0)
+    if padding["auto_pad"] != "NOTSET":
+        attributes["auto_pad"] = padding["auto_pad"]
+    helper, float_type = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("ConvTranspose", ["x", "w"], ["y"], **attributes)],
+        "case",
+        [helper.make_tensor_value_info("x", float_type, forward.x_shape)],
+        [helper.make_tensor_value_info("y", float_type, None)],
+        [onnx.numpy_helper.from_array(forward.kernel.transpose(4, 3, 0, 1, 2), "w")],
+    )
+    return helper.make_model(graph)
 
 
 def test_dilation_that_keras_2_ignores_is_computed() -> None:

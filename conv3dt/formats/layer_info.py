@@ -64,7 +64,9 @@ class LayerInfo:
         return f"{self.name!r} ({self.class_name} {channels} to {self.filters}, {size})"
 
 
-def choose(path: Path, names: Iterable[str], wanted: str | None, argument: str = "layer") -> str:
+def choose(
+    path: Path | str, names: Iterable[str], wanted: str | None, argument: str = "layer"
+) -> str:
     """The one of `names` that `wanted` means: the whole name, or its end after a "/".
 
     None means the only one. ValueError, with all names, if there is no such one, or several.

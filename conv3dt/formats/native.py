@@ -12,12 +12,14 @@ import os
 import re
 import zipfile
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..layer import Conv3DTranspose
 from .files import replacing
+from .layer_info import LayerInfo, choose
 
 Array = np.ndarray[Any, Any]
 
@@ -69,6 +71,22 @@ def load(path: str | os.PathLike[str]) -> Conv3DTranspose:
             f"path must be a file that Conv3DTranspose.save wrote, got {os.fspath(path)!r}: "
             f"{error or type(error).__name__}"
         ) from error
+
+
+def list_layers(path: Path) -> list[LayerInfo]:
+    """The layer in the file; `formats.list_layers` calls it."""
+    layer = load(path)
+    channels = layer.kernel.shape[4] if layer.built else None
+    return [LayerInfo.of(layer, layer.name, type(layer).__name__, channels)]
+
+
+def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Array]:
+    """Kernel and bias of the layer in the file; `formats.load_weights` calls it."""
+    layer = load(path)
+    choose(path, [layer.name], name)
+    if not layer.built:
+        raise ValueError(f"{path} must hold weights, got a layer that is not built")
+    return layer.weights
 
 
 # What reading a file that is not what it should be may raise.
