@@ -10,7 +10,9 @@ The way of the data; imports follow the arrows, never back::
 one sample's operation as integers; `plan` chooses an algorithm and packs the weights;
 `engine` knows which compiled kernels run here and how many threads; `col2im` does the same
 in NumPy. `activations`, `initializers`, `regularizers` and `constraints` are leaves. `formats`
-makes layers from the files of frameworks, and files from layers; it is imported when used.
+makes layers from the files of frameworks, and files from layers. `sequential` stands above:
+chains of layers, with `folding` and `program` below it and the other layers of a chain in
+`members`, `dense` and `batchnorm`. Both are imported when used.
 """
 
 __version__ = "0.1.0"
@@ -25,19 +27,39 @@ from .layer import Conv3DTranspose
 from .output_pool import set_output_pool
 
 if _TYPE_CHECKING:
+    from .batchnorm import BatchNormalization
+    from .dense import Dense
     from .formats import list_layers
     from .formats.native import load
     from .formats.onnx import from_onnx
+    from .members import Activation, Dropout, Flatten, InputLayer, Reshape
+    from .sequential import Sequential
 
 # Public names that are imported on first use, and the modules they live in.
 _LAZY = {
+    "Activation": "members",
+    "BatchNormalization": "batchnorm",
+    "Dense": "dense",
+    "Dropout": "members",
+    "Flatten": "members",
+    "InputLayer": "members",
+    "Reshape": "members",
+    "Sequential": "sequential",
     "from_onnx": "formats.onnx",
     "list_layers": "formats",
     "load": "formats.native",
 }
 
 __all__ = [
+    "Activation",
+    "BatchNormalization",
     "Conv3DTranspose",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "InputLayer",
+    "Reshape",
+    "Sequential",
     "__version__",
     "conv3d_transpose",
     "from_onnx",

@@ -114,7 +114,7 @@ class Activation:
             options, rows, by_row = dict(self.options), y, self.scope == "row"
             if by_row:
                 rows = np.moveaxis(y, options.pop("axis", -1), -1)
-            for block in _blocks(rows, keep=int(by_row)):
+            for block in blocks(rows, keep=int(by_row)):
                 if by_row and block.shape[-1] <= SHORT_ROW:
                     _by_columns(self.function, block, options)
                 else:
@@ -123,7 +123,7 @@ class Activation:
 
     def _whole(self, y: Array) -> Array:
         result = np.asarray(self.function(y, **self.options))
-        if self.function is _glu:
+        if self.halves:
             return result
         if result.shape != y.shape:
             raise ValueError(
@@ -131,6 +131,11 @@ class Activation:
             )
         y[...] = result
         return y
+
+    @property
+    def halves(self) -> bool:
+        """Whether the result has half as many numbers: only that of ``glu``."""
+        return self.function is _glu
 
     def output_shape(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """Shape of the result for an array of ``shape``, in which sizes may be None.
@@ -142,7 +147,7 @@ class Activation:
         ValueError
             glu of an odd size.
         """
-        if self.function is not _glu:
+        if not self.halves:
             return shape
         axis = self.options.get("axis", -1)
         sizes = list(shape)
@@ -237,7 +242,7 @@ def _custom(target: Any) -> Activation:
     return target if isinstance(target, Activation) else Activation(target)
 
 
-def _blocks(y: Array, keep: int) -> Iterator[Array]:
+def blocks(y: Array, keep: int) -> Iterator[Array]:
     """Views that cover ``y``, of at most ``BLOCK`` numbers, the last ``keep`` axes whole."""
     if y.ndim <= keep or y.size <= BLOCK:
         yield y
@@ -246,7 +251,7 @@ def _blocks(y: Array, keep: int) -> Iterator[Array]:
     for start in range(0, len(y), step):
         part = y[start : start + step]
         if step == 1 and y.ndim > 1:
-            yield from _blocks(part[0], keep)
+            yield from blocks(part[0], keep)
         else:
             yield part
 

@@ -47,6 +47,15 @@ def positive_int(name: str, value: Any) -> int:
     return number
 
 
+def axis(name: str, value: Any) -> int:
+    """One int; Keras 2 writes it as a list of one."""
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    number = _integer(items[0]) if len(items) == 1 else None
+    if number is None:
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    return number
+
+
 def padding(value: Any) -> str | Pads:
     """``"valid"``, ``"same"`` (any case), or three pairs ``(lo, hi)`` of cropped voxels.
 
@@ -129,6 +138,14 @@ def sizes(name: str, value: Any, count: int) -> Shape:
             f"{name} must be {count} sizes, {batch} the batch, each a non-negative integer "
             f"or None, got {value!r}"
         )
+    return shape
+
+
+def any_sizes(name: str, value: Any, least: int = 1) -> Shape:
+    """At least so many sizes, each a non-negative int or None."""
+    shape = _sizes(value)
+    if shape is None or len(shape) < least:
+        raise ValueError(f"{name} must be non-negative integers or None, got {value!r}")
     return shape
 
 

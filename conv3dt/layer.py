@@ -724,6 +724,10 @@ class Conv3DTranspose:
         shown.append(f"name={self._name!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def _state(self) -> tuple[Any, ...]:
+        """What results depend on: all the same objects as long as nothing has been set."""
+        return self._seen, self._num_threads, self._algorithm
+
     def __copy__(self) -> Conv3DTranspose:
         # Weights are replaced, never changed: a copy shares them, and what is packed of them.
         twin = object.__new__(type(self))

@@ -1,0 +1,450 @@
+"""Sequential: layers that run one after the other, as one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import arguments, names
+from .batchnorm import BatchNormalization
+from .dense import Dense
+from .folding import fold
+from .layer import SEEN_SHAPES, Conv3DTranspose
+from .members import Activation, Array, Dropout, Flatten, InputLayer, Member, Reshape
+from .program import Program, Step, naming
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from .arguments import Shape
+
+
+class Sequential:
+    """A chain of layers, with the meaning of Keras' ``Sequential`` at inference.
+
+    What runs are fewer steps: a `BatchNormalization` is folded into the layer before it, an
+    activation is computed together with that layer, `Dropout` is left out. The results between
+    the layers share one block of memory, see `peak_memory`. A chain may be called by several
+    threads at once.
+
+    Parameters
+    ----------
+    layers : sequence
+        `Conv3DTranspose`, `Dense`, `BatchNormalization`, `Activation`, `Reshape`, `Flatten`,
+        `Dropout`, `InputLayer`; anything that stands for an activation (a name, a callable, a
+        config dict); other chains. The layers remain the caller's: weights that are set in
+        them are used by the next call.
+    input_shape : sizes, optional
+        Shape of one sample; unknown sizes are None. Builds the chain at once; so does an
+        `InputLayer` in front, or a first layer that is built. Otherwise the first call does.
+    name : str, optional
+    num_threads : int, optional
+        For the layers that have none of their own. The result does not depend on it.
+
+    Raises
+    ------
+    ValueError
+        No layers or something that is none; shapes that do not fit together, as soon as they
+        are known, with the layer's name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import conv3dt
+    >>> decoder = conv3dt.Sequential(
+    ...     [
+    ...         conv3dt.Dense(4 * 4 * 4 * 16, "relu"),
+    ...         conv3dt.Reshape((4, 4, 4, 16)),
+    ...         conv3dt.Conv3DTranspose(8, 4, strides=2, padding="same", use_bias=False),
+    ...         conv3dt.BatchNormalization(),
+    ...         "relu",
+    ...         conv3dt.Conv3DTranspose(1, 4, strides=2, padding="same", activation="tanh"),
+    ...     ],
+    ...     input_shape=(32,),
+    ... )
+    >>> decoder(np.ones((2, 32), np.float32)).shape
+    (2, 16, 16, 16, 1)
+    >>> decoder.peak_memory((2, 32))
+    49152
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Any],
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        name: str | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self._layers = tuple(_members(layers))
+        self._name = names.layer_name(name, type(self))
+        self._num_threads = arguments.num_threads(num_threads)
+        self._input_shape: Shape | None = None
+        self._made: tuple[list[Any], list[Step], Any] | None = None
+        if input_shape is not None:
+            self.build((None, *arguments.any_sizes("input_shape", input_shape, least=0)))
+        else:
+            self._build_as_far_as_known()
+
+    @property
+    def layers(self) -> tuple[Step, ...]:
+        """The layers, as they were given; an activation is an `Activation`."""
+        return self._layers
+
+    @property
+    def name(self) -> str:
+        """The chain's name."""
+        return self._name
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of the layers that have no number of their own."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        self._num_threads = arguments.num_threads(value)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self._layers)
+
+    def __getitem__(self, index: int) -> Step:
+        return self._layers[operator.index(index)]
+
+    # --- calling ---------------------------------------------------------------------------
+
+    def __call__(self, x: npt.ArrayLike, out: Array | None = None) -> Array:
+        """The chain's result for a batch.
+
+        Parameters
+        ----------
+        x : array_like
+            Floats, of the shape and cast to the dtype that the first layer wants.
+        out : ndarray, optional
+            Receives the result and is returned. Of the result's shape and dtype; it may be
+            strided, and may overlap `x`.
+
+        Returns
+        -------
+        ndarray
+            Of the last layer's dtype; its shape is that of `compute_output_shape`.
+
+        Raises
+        ------
+        ValueError
+            `x` or `out` has the wrong shape, or `out` is read-only.
+        TypeError
+            `x` is no array of floats, or `out` has another dtype.
+        """
+        x = arguments.as_array("x", x)
+        program = self._program(x.shape, x.dtype)
+        if out is not None:
+            arguments.check_out(out, program.shape, program.dtype)
+        return program.run(x, out)
+
+    def _program(self, x_shape: tuple[int, ...], x_dtype: np.dtype[Any]) -> Program:
+        if not self.built:
+            self.build(x_shape)
+        made: Program = self._ready()[2](x_shape, x_dtype)
+        return made
+
+    def _ready(self) -> tuple[list[Any], list[Step], Any]:
+        """The steps, and what makes programs of them; again when something has been set."""
+        state = [self._num_threads, *(part for layer in self._layers for part in layer._state())]
+        made = self._made
+        if made is None or not all(map(operator.is_, made[0], state)):
+            steps = fold(self._layers, self._num_threads)
+            made = self._made = state, steps, lru_cache(SEEN_SHAPES)(partial(Program, steps))
+        return made
+
+    def fold(self) -> Sequential:
+        """The steps that run instead of the layers, as a chain.
+
+        Called one by one, they give the same bits as this chain. The new chain does not hold
+        the weights from before the folding.
+
+        Raises
+        ------
+        ValueError
+            The chain is not built.
+        """
+        self._check_built("fold")
+        folded = Sequential(self._ready()[1], name=self._name, num_threads=self._num_threads)
+        folded._input_shape = self._input_shape
+        return folded
+
+    def peak_memory(self, input_shape: Sequence[int], dtype: npt.DTypeLike | None = None) -> int:
+        """Bytes that a call takes, at most, beside its input, its result and the weights.
+
+        The results between the layers lie in one block as large as the largest two neighbours;
+        the half types are computed in copies. Not counted are copies of an input that cannot be
+        read as it is (of another byte order, or with strides in a Reshape) and of an `out` that
+        cannot be written as it is (strided, after a Reshape), what callables of the user's
+        take, and the scratch memory of the kernels, see the documentation on limits.
+
+        Parameters
+        ----------
+        input_shape : sizes
+            Of an input, batch included.
+        dtype : dtype, optional
+            Of the input; float32 by default.
+
+        Raises
+        ------
+        ValueError
+            A shape that the chain cannot take; the chain is not built.
+        """
+        self._check_built("peak_memory")
+        shape = arguments.any_sizes("input_shape", input_shape)
+        if None in shape:
+            raise ValueError(f"input_shape must have no unknown size, got {shape}")
+        known: Any = shape
+        return self._program(known, np.dtype(dtype or np.float32)).nbytes
+
+    # --- shapes ----------------------------------------------------------------------------
+
+    @property
+    def built(self) -> bool:
+        """Whether all layers have their weights."""
+        return all(layer.built for layer in self._layers)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the weights for an input shape, batch included; unknown sizes are None.
+
+        Raises
+        ------
+        ValueError
+            A shape that a layer cannot take; the message has its name.
+        """
+        shape = given = arguments.any_sizes("input_shape", input_shape)
+        for layer in self._layers:
+            with naming(layer):
+                layer.build(shape)
+                shape = layer.compute_output_shape(shape)
+        self._input_shape = (None, *given[1:])
+
+    def _build_as_far_as_known(self) -> None:
+        """Build what the first layer's own shape tells, and check the rest against it."""
+        shape = given = _own_shape(self._layers[0])
+        if shape is None:
+            return
+        for layer in self._layers:
+            with naming(layer):
+                if not layer.built:
+                    if shape[layer._channel_axis] is None:  # type: ignore[union-attr]
+                        return
+                    layer.build(shape)
+                shape = layer.compute_output_shape(shape)
+        self._input_shape = given
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
+        """Shape of the result for an input shape, batch included; unknown sizes are None.
+
+        Raises
+        ------
+        ValueError
+            A shape that a layer cannot take; the message has its name.
+        """
+        return self._shapes(arguments.any_sizes("input_shape", input_shape))[-1]
+
+    def _shapes(self, shape: Shape) -> list[Shape]:
+        shapes = []
+        for layer in self._layers:
+            with naming(layer):
+                shape = layer.compute_output_shape(shape)
+            shapes.append(shape)
+        return shapes
+
+    # --- weights ---------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> list[Array]:
+        """Read-only views of the weights of all layers, in their order, as Keras has it."""
+        return [w for layer in self._layers for w in layer.weights]
+
+    def get_weights(self) -> list[Array]:
+        """Copies of `weights`."""
+        return [w.copy() for w in self.weights]
+
+    def set_weights(self, weights: Sequence[npt.ArrayLike]) -> None:
+        """Set the weights of all layers or, after an error, none.
+
+        Raises
+        ------
+        ValueError
+            The chain is not built, or the number or a shape of the arrays is wrong.
+        TypeError
+            An array that is not of floats.
+        """
+        self._check_built("weights")
+        if len(weights) != len(self.weights):
+            raise ValueError(f"weights must be {len(self.weights)} arrays, got {len(weights)}")
+        given = iter(weights)
+        checked = []
+        for layer in self._layers:
+            with naming(layer):
+                own = [arguments.weight("weights", next(given), w.shape) for w in layer.weights]
+            checked.append(own)
+        for layer, own in zip(self._layers, checked, strict=True):
+            if own:
+                layer.set_weights(own)
+
+    def count_params(self) -> int:
+        """Number of weights. ValueError before build."""
+        self._check_built("count_params")
+        return sum(w.size for w in self.weights)
+
+    def _check_built(self, what: str) -> None:
+        if not self.built:
+            raise ValueError(
+                f"{what} must be used after the chain is built: call it, build(input_shape) it, "
+                f"or give it an input_shape; {self._name} is not built"
+            )
+
+    # --- configuration ---------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of an equal chain, without weights, as Keras 3 writes them."""
+        config: dict[str, Any] = {
+            "name": self._name,
+            "layers": [
+                {
+                    "module": "keras.layers",
+                    "class_name": type(layer).__name__,
+                    "config": layer.get_config(),
+                    "registered_name": None,
+                }
+                for layer in self._layers
+            ],
+        }
+        if self._input_shape is not None:
+            config["build_input_shape"] = self._input_shape
+        return config if self._num_threads is None else {**config, "num_threads": self._num_threads}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Sequential:
+        """A chain from the config of this class or of Keras' ``Sequential``.
+
+        Parameters
+        ----------
+        config
+            What ``get_config`` returned, possibly by way of JSON.
+        custom_objects
+            The user's own activations, initializers and the like by name.
+
+        Raises
+        ------
+        ValueError
+            A layer that a chain cannot have, an unknown key or name, or a bad value.
+        """
+        layers = config["layers"] if isinstance(config, Mapping) else config  # early Keras 2
+        if not isinstance(layers, (list, tuple)):
+            raise ValueError(f'config must have a list "layers", got {layers!r}')
+        options = config if isinstance(config, Mapping) else {}
+        shape = options.get("build_input_shape")
+        return cls(
+            [member(layer, custom_objects) for layer in layers],
+            input_shape=None if shape is None else tuple(shape)[1:],
+            name=options.get("name"),
+            num_threads=options.get("num_threads"),
+        )
+
+    def __repr__(self) -> str:
+        shapes: list[Any] = ["?"] * len(self._layers)
+        if self._input_shape is not None:
+            shapes = self._shapes(self._input_shape)
+        lines = [
+            f"{layer.name:<28} {type(layer).__name__:<20} {shape!s:<28} "
+            f"{sum(w.size for w in layer.weights):>14,}"
+            for layer, shape in zip(self._layers, shapes, strict=True)
+        ]
+        total = f"{sum(w.size for w in self.weights):,} parameters"
+        shape = f" for {self._input_shape}" if self._input_shape is not None else ""
+        return "\n  ".join([f"Sequential {self._name!r}{shape}, {total}:", *lines])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+
+# What may stand in a config of a chain; activation layers are found by `activations.get`.
+CLASSES: dict[str, Any] = {
+    "Conv3DTranspose": Conv3DTranspose,
+    "Convolution3DTranspose": Conv3DTranspose,
+    "Dense": Dense,
+    "BatchNormalization": BatchNormalization,
+    "BatchNormalizationV1": BatchNormalization,
+    "BatchNormalizationV2": BatchNormalization,
+    "Activation": Activation,
+    "Reshape": Reshape,
+    "Flatten": Flatten,
+    "Dropout": Dropout,
+    "InputLayer": InputLayer,
+    "Sequential": Sequential,
+}
+ACTIVATION_LAYERS = ("ELU", "LeakyReLU", "ReLU", "Softmax", "ThresholdedReLU")
+
+
+def member(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """The layer that a config ``{"class_name": ..., "config": ...}`` stands for.
+
+    Raises
+    ------
+    ValueError
+        A layer that a chain cannot have, or a bad config.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"layers must be configs, got {config!r}")
+    name, inner = config.get("class_name"), config.get("config")
+    if not isinstance(inner, (Mapping, list)):
+        raise ValueError(f"layers must be configs with a class_name and a config, got {config!r}")
+    if name in ACTIVATION_LAYERS:
+        return Activation(config, name=_name(inner))
+    if name not in CLASSES:
+        known = ", ".join([*CLASSES, *ACTIVATION_LAYERS])
+        raise ValueError(f"layers must be of {known}, got {name} {_name(inner)!r}")
+    return CLASSES[name].from_config(inner, custom_objects)
+
+
+def _name(config: Any) -> Any:
+    return config.get("name") if isinstance(config, Mapping) else None
+
+
+def _members(layers: Iterable[Any]) -> Iterator[Step]:
+    given = list(layers)
+    if not given:
+        raise ValueError("layers must be at least one, got none")
+    for i, layer in enumerate(given):
+        if isinstance(layer, (Conv3DTranspose, Member)):
+            yield layer
+        elif isinstance(layer, Sequential):
+            yield from layer
+        elif isinstance(layer, type) and issubclass(layer, (Conv3DTranspose, Member, Sequential)):
+            raise ValueError(f"layers[{i}] must be a layer, got the class {layer.__name__}")
+        else:
+            try:
+                yield Activation(layer)
+            except ValueError as error:
+                raise ValueError(
+                    f"layers[{i}] must be a layer of conv3dt, a chain, or stand for an "
+                    f"activation: {error}"
+                ) from error
+
+
+def _own_shape(layer: Step) -> Shape | None:
+    """The input shape that a layer knows by itself, batch included."""
+    if isinstance(layer, InputLayer):
+        return (None, *layer.shape)
+    if isinstance(layer, Conv3DTranspose) and layer.built:
+        shape: list[int | None] = [None] * 5
+        shape[layer._channel_axis] = layer.kernel.shape[4]
+        return tuple(shape)
+    return None
