@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,16 @@ class Session:
         return {"version": self.contestant.version}
 
     def prepare(self, row: Reply, variant: str | None = None) -> Reply:
-        """Build every variant in turn, keep the fastest."""
         self.row = Row.from_json(row)
+        ways = self.contestant.variants(self.row)
+        return {**self.choose(ways, variant), "exact": self.contestant.exact(self.row)}
+
+    def choose(self, ways: dict[str, Callable[[], Call]], variant: str | None = None) -> Reply:
+        """Build every variant in turn, keep the fastest."""
         self.__dict__.pop("call", None)
         tried: dict[str, float] = {}
         failed: dict[str, str] = {}
-        for name, build in self.contestant.variants(self.row).items():
+        for name, build in ways.items():
             if variant is not None and name != variant:
                 continue
             try:
@@ -70,10 +75,7 @@ class Session:
         if not tried:
             raise Cannot("; ".join(failed.values()) or "no variant")
         ns = tried[kept]
-        return {
-            "variant": kept, "tried": tried, "failed": failed, "ns": ns,
-            "exact": self.contestant.exact(self.row),
-        }  # fmt: skip
+        return {"variant": kept, "tried": tried, "failed": failed, "ns": ns}
 
     def result(self, path: str) -> Reply:
         """The row's result as a .npy file, NDHWC."""

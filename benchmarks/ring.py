@@ -28,11 +28,12 @@ class Process:
     """A contestant's process and its pipe."""
 
     def __init__(
-        self, name: str, kind: str, python: Path, threads: int, environment: dict[str, str]
+        self, name: str, kind: str, python: Path, threads: int, environment: dict[str, str],
+        script: str = "contestant.py",
     ) -> None:
         self.name = name
         self._pipe = subprocess.Popen(
-            [str(python), str(HERE / "contestant.py"), kind, str(threads)],
+            [str(python), str(HERE / script), kind, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment},
         )  # fmt: skip
