@@ -32,6 +32,7 @@ if _TYPE_CHECKING:
     from .formats import list_layers
     from .formats.native import load
     from .formats.onnx import from_onnx
+    from .formats.torch import from_torch
     from .members import Activation, Dropout, Flatten, InputLayer, Reshape
     from .sequential import Sequential
 
@@ -46,6 +47,7 @@ _LAZY = {
     "Reshape": "members",
     "Sequential": "sequential",
     "from_onnx": "formats.onnx",
+    "from_torch": "formats.torch",
     "list_layers": "formats",
     "load": "formats.native",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "conv3d_transpose",
     "from_onnx",
+    "from_torch",
     "get_num_threads",
     "list_layers",
     "load",

@@ -17,10 +17,20 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@each_page
-def test_python_blocks_run(page: Path) -> None:
-    for code in blocks(page, "python"):
-        exec(compile(code, page.name, "exec"), {})
+EXAMPLES = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"), 1)
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each for itself, in an empty folder."""
+    for package in re.findall(r"^(?:import|from) ([\w.]+)", code, re.MULTILINE):
+        pytest.importorskip(package, reason=f"the example needs {package}")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {})
 
 
 @pytest.mark.parametrize("name", ["keras_user", "torch_user", "numpy_user"])

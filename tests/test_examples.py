@@ -28,8 +28,8 @@ def test_torch_user() -> None:
     seen = run("torch_user.py")
     expected = oracle.conv3d_transpose(
         seen["x"],
-        seen["kernel"],
-        seen["bias"],
+        seen["state"]["weight"].transpose(2, 3, 4, 1, 0),
+        seen["state"]["bias"],
         strides=(2, 2, 2),
         crops=(1, 1, 1),
         out_sizes=(16, 16, 16),
@@ -41,7 +41,8 @@ def test_torch_user() -> None:
 def test_torch_user_against_torch() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (the bench extra)")
     seen = run("torch_user.py")
-    x, weight, bias = (torch.from_numpy(seen[name]) for name in ("x", "weight", "bias"))
+    arrays = seen["x"], seen["state"]["weight"], seen["state"]["bias"]
+    x, weight, bias = map(torch.from_numpy, arrays)
     expected = torch.nn.functional.conv_transpose3d(
         x, weight, bias, stride=2, padding=1, output_padding=1
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerInfo", "list_layers", "load_weights"]
 
 # The end of a file's name: the module that reads it. The longest that fits counts.
-READERS = {".npz": "native", ".onnx": "onnx"}
+READERS = {".npz": "native", ".onnx": "onnx", ".safetensors": "torch"}
 
 
 class Reader(Protocol):
