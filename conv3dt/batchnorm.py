@@ -11,6 +11,8 @@ from . import activations, arguments, dtypes, initializers
 from .members import TRAINING, Array, Overwriting
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from .arguments import Shape
 
 
@@ -161,6 +163,14 @@ class BatchNormalization(Overwriting):
             shift = exact.get("beta", 0.0) - exact["moving_mean"] * scale
             affine = scale.astype(self._policy.compute), shift.astype(self._policy.compute)
         self._named, self._affine = named, affine
+
+    def _adopt(self, *weights: npt.ArrayLike) -> None:
+        names = self._names()
+        if len(weights) != len(names):
+            raise ValueError(f"weights must be {', '.join(names)}, got {len(weights)}")
+        channels = arguments.as_array(names[0], weights[0]).shape[:1]
+        pairs = zip(names, weights, strict=True)
+        self._store([arguments.weight(name, w, channels or (0,)) for name, w in pairs])
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
         shape = super().compute_output_shape(input_shape)

@@ -192,6 +192,12 @@ class Dense(Member):
         kernel, *bias = weights
         self._voxels.set_weights([kernel.T[None, None, None], *bias])
 
+    def _adopt(self, *weights: npt.ArrayLike) -> None:
+        kernel, *bias = (arguments.as_array("weights", w) for w in weights)
+        if kernel.ndim != 2:
+            raise ValueError(f"kernel must have 2 axes (inputs, units), got shape {kernel.shape}")
+        self._voxels._adopt(kernel.T[None, None, None], *bias)
+
     def fold_batchnorm(self, **statistics: Any) -> None:
         """Take a BatchNormalization of the result into the weights, at inference.
 

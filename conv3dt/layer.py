@@ -433,7 +433,7 @@ class Conv3DTranspose:
         bias = arguments.weight("bias", weights[1], (self._filters,)) if self._use_bias else None
         self._store(kernel, bias)
 
-    def _adopt(self, kernel: npt.ArrayLike, bias: npt.ArrayLike | None) -> None:
+    def _adopt(self, kernel: npt.ArrayLike, bias: npt.ArrayLike | None = None) -> None:
         """Build the layer with weights from elsewhere; none are initialised first."""
         kernel = arguments.as_array("kernel", kernel)
         in_channels = kernel.shape[4] if kernel.ndim == 5 else self._groups

@@ -92,6 +92,10 @@ class Member:
     def _store(self, weights: list[Array]) -> None:
         """Take weights of the right number and shapes."""
 
+    def _adopt(self, *weights: npt.ArrayLike) -> None:
+        """Build the layer with weights from elsewhere; none are initialised first."""
+        raise ValueError(f"weights must be none, got {len(weights)}")
+
     def _state(self) -> tuple[Any, ...]:
         """What results depend on: all the same objects as long as nothing has been set."""
         return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -357,6 +358,53 @@ class Sequential:
             name=options.get("name"),
             num_threads=options.get("num_threads"),
         )
+
+    # --- files -----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the chain, arguments and weights, to a file that `conv3dt.load` reads.
+
+        The file is of the kind that `Conv3DTranspose.save` writes.
+
+        Raises
+        ------
+        ValueError
+            The chain is not built, or has an activation, initializer, regularizer or constraint
+            of the user's own, or a layer of a subclass: no file can hold code.
+        """
+        from .formats import native
+
+        native.save(self, path)
+
+    @classmethod
+    def from_onnx(cls, path_or_model: Any) -> Sequential:
+        """A chain from an ONNX model that is one.
+
+        Parameters
+        ----------
+        path_or_model : path or onnx.ModelProto
+            One operation after the other: ConvTranspose, BatchNormalization, activations, Gemm
+            or MatMul with Add, Reshape, Flatten, Squeeze, Unsqueeze, Dropout, Identity.
+            External data is read if it lies in the model's folder, which only a path tells.
+
+        Returns
+        -------
+        Sequential
+            Built and folded (see `fold`), with the axes of the model: channels first.
+
+        Raises
+        ------
+        ValueError
+            A damaged model, or one that is no chain of these; the message names the node.
+        TypeError
+            Neither a path nor a model. OSError: the file cannot be read.
+        ImportError
+            The package onnx is missing: ``pip install 'conv3dt[onnx]'``.
+        """
+        from .formats import onnx_chain
+
+        layers, shape = onnx_chain.read(path_or_model)
+        return cls(layers, input_shape=shape).fold()
 
     def __repr__(self) -> str:
         shapes: list[Any] = ["?"] * len(self._layers)

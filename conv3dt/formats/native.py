@@ -1,8 +1,9 @@
-"""Our own format: every argument and weight of a layer, bit for bit.
+"""Our own format: every argument and weight of a layer or a chain, bit for bit.
 
 A file is a NumPy ``.npz``, uncompressed: ``config``, the bytes of a JSON object
 ``{"format": "conv3dt", "version": 1, "class_name": ..., "config": ...}``, and, if the layer is
-built, ``kernel`` and perhaps ``bias``. NumPy has no bfloat16: such weights lie there as uint16.
+built, ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...: number of the layer and
+of the weight. NumPy has no bfloat16: such weights lie there as uint16.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import dtypes
 from ..layer import Conv3DTranspose
+from ..sequential import CLASSES, Sequential
 from .files import replacing
 from .layer_info import LayerInfo, choose
 
@@ -32,18 +36,33 @@ _HEAD = re.compile(
     re.DOTALL,
 )
 
+_MEMBER = re.compile(r"(config|kernel|bias|\d+\.\d)\.npy")
 
-def save(layer: Conv3DTranspose, path: str | os.PathLike[str]) -> None:
-    """Write a layer; see `Conv3DTranspose.save`."""
+# What may be in a file. A chain is no part of another.
+_CLASSES = {name: cls for name, cls in CLASSES.items() if name != "Sequential"}
+
+
+def save(layer: Conv3DTranspose | Sequential, path: str | os.PathLike[str]) -> None:
+    """Write a layer or a chain; see `Conv3DTranspose.save` and `Sequential.save`."""
     arrays = {"config": np.frombuffer(_header(layer).encode(), np.uint8)}
-    for name, array in zip(("kernel", "bias"), layer.weights, strict=False):
-        arrays[name] = array.view(np.uint16) if layer.dtype == "bfloat16" else array
+    for name, array in _named(layer):
+        array = np.ascontiguousarray(array)  # `_HEAD` knows no other order
+        arrays[name] = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
     with replacing(path) as temporary, open(temporary, "xb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def load(path: str | os.PathLike[str]) -> Conv3DTranspose:
-    """A layer from a file that `Conv3DTranspose.save` wrote.
+def _named(layer: Conv3DTranspose | Sequential) -> Iterator[tuple[str, Array]]:
+    if isinstance(layer, Conv3DTranspose):
+        yield from zip(("kernel", "bias"), layer.weights, strict=False)
+        return
+    for i, part in enumerate(layer):
+        for j, array in enumerate(part.weights):
+            yield f"{i}.{j}", array
+
+
+def load(path: str | os.PathLike[str]) -> Conv3DTranspose | Sequential:
+    """A layer or a chain from a file that its method ``save`` wrote.
 
     Parameters
     ----------
@@ -52,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> Conv3DTranspose:
 
     Returns
     -------
-    Conv3DTranspose
+    Conv3DTranspose or Sequential
         With the same arguments and the same weights, bit for bit.
 
     Raises
@@ -65,28 +84,39 @@ def load(path: str | os.PathLike[str]) -> Conv3DTranspose:
     try:
         arrays = _read(path)
         header = json.loads(arrays.pop("config").tobytes())
-        return _layer(header, **arrays)
+        return _made(header, arrays)
     except _DAMAGE as error:
         raise ValueError(
-            f"path must be a file that Conv3DTranspose.save wrote, got {os.fspath(path)!r}: "
+            "path must be a file that Conv3DTranspose.save wrote, or Sequential.save, "
+            f"got {os.fspath(path)!r}: "
             f"{error or type(error).__name__}"
         ) from error
 
 
 def list_layers(path: Path) -> list[LayerInfo]:
-    """The layer in the file; `formats.list_layers` calls it."""
-    layer = load(path)
-    channels = layer.kernel.shape[4] if layer.built else None
-    return [LayerInfo.of(layer, layer.name, type(layer).__name__, channels)]
+    """The transposed convolutions in the file; `formats.list_layers` calls it."""
+    return [
+        LayerInfo.of(
+            layer, layer.name, type(layer).__name__, layer.kernel.shape[4] if layer.built else None
+        )
+        for layer in _convolutions(path)
+    ]
 
 
 def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Array]:
-    """Kernel and bias of the layer in the file; `formats.load_weights` calls it."""
-    layer = load(path)
-    choose(path, [layer.name], name)
+    """Kernel and bias of a layer in the file; `formats.load_weights` calls it."""
+    layers = _convolutions(path)
+    chosen = choose(path, [layer.name for layer in layers], name)
+    layer = next(layer for layer in layers if layer.name == chosen)
     if not layer.built:
         raise ValueError(f"{path} must hold weights, got a layer that is not built")
     return layer.weights
+
+
+def _convolutions(path: Path) -> list[Conv3DTranspose]:
+    loaded = load(path)
+    layers = [loaded] if isinstance(loaded, Conv3DTranspose) else loaded
+    return [layer for layer in layers if isinstance(layer, Conv3DTranspose)]
 
 
 # What reading a file that is not what it should be may raise.
@@ -95,20 +125,25 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def _header(layer: Conv3DTranspose) -> str:
+def _header(layer: Conv3DTranspose | Sequential) -> str:
     """The JSON of a layer, once it is known to stand for an equal one."""
-    if type(layer) is not Conv3DTranspose:
-        raise ValueError(f"layer must be a Conv3DTranspose itself, got a {type(layer).__name__}")
+    parts = layer if isinstance(layer, Sequential) else [layer]
+    for part in parts:
+        if type(part) not in _CLASSES.values():
+            raise ValueError(f"layer must be a Conv3DTranspose itself, got a {type(part).__name__}")
+    if isinstance(layer, Sequential):
+        layer._check_built("save")
     try:
         config = layer.get_config()
         text = json.dumps(config, default=_plain)
-        Conv3DTranspose.from_config(json.loads(text))
+        for part in parts:
+            type(part).from_config(json.loads(json.dumps(part.get_config(), default=_plain)))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name} must be made of what conv3dt knows by name, to be saved: {error}"
         ) from error
-    head = {"format": "conv3dt", "version": VERSION, "class_name": "Conv3DTranspose"}
-    return json.dumps({**head, "config": config}, default=_plain)
+    head = {"format": "conv3dt", "version": VERSION, "class_name": type(layer).__name__}
+    return json.dumps({**head, "config": json.loads(text)})
 
 
 def _plain(value: Any) -> Any:
@@ -118,39 +153,66 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a file")
 
 
-def _layer(header: Any, kernel: Array | None = None, bias: Array | None = None) -> Conv3DTranspose:
+def _made(header: Any, arrays: dict[str, Array]) -> Conv3DTranspose | Sequential:
     if not isinstance(header, dict) or header.get("format") != "conv3dt":
         raise ValueError("its config is not one of conv3dt")
-    if header.get("version") != VERSION or header.get("class_name") != "Conv3DTranspose":
-        raise ValueError(
-            f"version {header.get('version')!r} of {header.get('class_name')!r} is unknown here"
-        )
-    config = header["config"]
-    if {"input_shape", "batch_input_shape"} & set(config):
-        raise ValueError("its config has a shape, which would make weights")
-    layer = Conv3DTranspose.from_config(config)
-    if kernel is not None:
-        layer._adopt(_weight(layer, kernel), None if bias is None else _weight(layer, bias))
-    elif bias is not None:
-        raise ValueError("it holds a bias without a kernel")
+    name, config = header.get("class_name"), header["config"]
+    if header.get("version") != VERSION or name not in ("Conv3DTranspose", "Sequential"):
+        raise ValueError(f"version {header.get('version')!r} of {name!r} is unknown here")
+    if name == "Sequential":
+        return _chain(config, arrays)
+    if not set(arrays) <= {"kernel", "bias"} or set(arrays) == {"bias"}:
+        raise ValueError(f"it holds {sorted(arrays)[:5]}")
+    weights = [arrays[key] for key in ("kernel", "bias") if key in arrays]
+    layer: Conv3DTranspose = _layer(name, config, weights)
     return layer
 
 
-def _weight(layer: Conv3DTranspose, array: Array) -> Array:
-    stored = "uint16" if layer.dtype == "bfloat16" else layer.dtype
+def _chain(config: Any, arrays: dict[str, Array]) -> Sequential:
+    layers = []
+    for i, part in enumerate(config["layers"]):
+        count = sum(name.partition(".")[0] == str(i) for name in arrays)
+        weights = [arrays.pop(f"{i}.{j}") for j in range(count)]
+        layer = _layer(part["class_name"], part["config"], weights)
+        if not layer.built:
+            raise ValueError(f"it holds no weights of {layer.name}")
+        layers.append(layer)
+    if arrays:
+        raise ValueError(f"it holds {sorted(arrays)[:5]}")
+    shape = config.get("build_input_shape")
+    options = {key: config[key] for key in ("name", "num_threads") if key in config}
+    return Sequential(layers, input_shape=shape and shape[1:], **options)
+
+
+def _layer(name: str, config: Any, weights: list[Array]) -> Any:
+    if {"input_shape", "batch_input_shape"} & set(config):
+        raise ValueError("its config has a shape, which would make weights")
+    layer = _CLASSES[name].from_config(config)
+    if weights:
+        layer._adopt(*(_weight(layer, array) for array in weights))
+    return layer
+
+
+def _weight(layer: Any, array: Array) -> Array:
+    variable = dtypes.policy(getattr(layer, "dtype_policy", None)).variable
+    stored = "uint16" if variable.name == "bfloat16" else variable.name
     if array.dtype.name != stored:
-        raise ValueError(f"weights must be {stored} for dtype {layer.dtype}, got {array.dtype}")
-    return array.view(layer._variable)
+        raise ValueError(f"weights must be {stored} for dtype {variable}, got {array.dtype}")
+    return array.view(variable)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The arrays of the file by name, ``config`` among them."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
-        known = {"config.npy", "kernel.npy", "bias.npy"}
-        if len(members) != len(archive.infolist()) or not {"config.npy"} <= set(members) <= known:
+        if len(members) != len(archive.infolist()) or not _known(members):
             raise ValueError(f"it holds {sorted(members)[:5]}")
         return {name.removesuffix(".npy"): _array(archive, info) for name, info in members.items()}
+
+
+def _known(members: Iterable[str]) -> bool:
+    names = set(members)
+    return "config.npy" in names and all(_MEMBER.fullmatch(name) for name in names)
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:

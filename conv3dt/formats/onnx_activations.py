@@ -195,6 +195,8 @@ _READ: dict[str, Callable[[Graph, Node], Activation | None]] = {
     "ThresholdedRelu": _with(activations.relu, "threshold", "alpha", 1.0),
 }
 
+OPERATORS = tuple(_READ)
+
 
 # --- writing -------------------------------------------------------------------------------
 

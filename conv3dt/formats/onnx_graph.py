@@ -99,7 +99,8 @@ class Graph:
                 if name in self._producers or name in self._tensors:
                     raise ValueError(f"value {name!r} is made twice")
                 self._producers[name] = node
-            for name in {*node.inputs, *node.captured} - {""}:
+            looked_at = () if node.op == "Shape" else node.inputs  # it sees no number of it
+            for name in {*looked_at, *node.captured} - {""}:
                 self._consumers.setdefault(name, []).append(node)
             constant = self._constant(node)
             if constant is not None:
@@ -111,7 +112,7 @@ class Graph:
         return self._producers.get(name)
 
     def consumers(self, name: str) -> tuple[Node, ...]:
-        """The nodes that use a value, in order."""
+        """The nodes that use the numbers of a value, in order."""
         return tuple(self._consumers.get(name, ()))
 
     def constant(self, name: str) -> Array | None:
