@@ -15,7 +15,7 @@ from .batchnorm import BatchNormalization
 from .dense import Dense
 from .folding import fold
 from .layer import SEEN_SHAPES, Conv3DTranspose
-from .members import Activation, Array, Dropout, Flatten, InputLayer, Member, Reshape
+from .members import Activation, Array, Dropout, Flatten, InputLayer, Member, Overwriting, Reshape
 from .program import Program, Step, naming
 
 if TYPE_CHECKING:
@@ -151,17 +151,22 @@ class Sequential:
         return program.run(x, out)
 
     def _program(self, x_shape: tuple[int, ...], x_dtype: np.dtype[Any]) -> Program:
-        if not self.built:
+        if self._input_shape is None or not self.built:
             self.build(x_shape)
-        made: Program = self._ready()[2](x_shape, x_dtype)
+        made: Program = self._ready(x_shape)[2](x_shape, x_dtype)
         return made
 
-    def _ready(self) -> tuple[list[Any], list[Step], Any]:
-        """The steps, and what makes programs of them; again when something has been set."""
-        state = [self._num_threads, *(part for layer in self._layers for part in layer._state())]
+    def _ready(self, x_shape: Shape) -> tuple[list[Any], list[Step], Any]:
+        """The steps, and what makes programs of them; again when something has been set.
+
+        They depend on the number of axes: a normalization may count its own from the front.
+        """
+        state = [len(x_shape), self._num_threads]
+        state += [part for layer in self._layers for part in layer._state()]
         made = self._made
         if made is None or not all(map(operator.is_, made[0], state)):
-            steps = fold(self._layers, self._num_threads)
+            ranks = map(len, self._shapes(x_shape))
+            steps = fold(self._layers, ranks, self._num_threads)
             made = self._made = state, steps, lru_cache(SEEN_SHAPES)(partial(Program, steps))
         return made
 
@@ -174,12 +179,20 @@ class Sequential:
         Raises
         ------
         ValueError
-            The chain is not built.
+            The chain is not built; no ``build``, call or ``input_shape`` has told a shape.
         """
         self._check_built("fold")
-        folded = Sequential(self._ready()[1], name=self._name, num_threads=self._num_threads)
-        folded._input_shape = self._input_shape
-        return folded
+        if self._input_shape is None:
+            raise ValueError(
+                "input_shape must be known before a chain is folded: give it, or build or call "
+                f"the chain; that of {self._name} is not"
+            )
+        return Sequential(
+            self._ready(self._input_shape)[1],
+            input_shape=self._input_shape[1:],
+            name=self._name,
+            num_threads=self._num_threads,
+        )
 
     def peak_memory(self, input_shape: Sequence[int], dtype: npt.DTypeLike | None = None) -> int:
         """Bytes that a call takes, at most, beside its input, its result and the weights.
@@ -233,7 +246,7 @@ class Sequential:
 
     def _build_as_far_as_known(self) -> None:
         """Build what the first layer's own shape tells, and check the rest against it."""
-        shape = given = _own_shape(self._layers[0])
+        shape = given = _own_shape(self._layers)
         if shape is None:
             return
         for layer in self._layers:
@@ -406,6 +419,37 @@ class Sequential:
         layers, shape = onnx_chain.read(path_or_model)
         return cls(layers, input_shape=shape).fold()
 
+    @classmethod
+    def from_torch(cls, module: Any, input_shape: Sequence[int | None] | None = None) -> Sequential:
+        """A chain from an ``nn.Sequential`` of PyTorch.
+
+        Parameters
+        ----------
+        module : torch.nn.Sequential
+            Of ConvTranspose3d, Linear, BatchNorm1d and 3d, Flatten, Unflatten, activations,
+            Dropout, Identity, and others like it. What counts is inference: normalizations use
+            their running statistics.
+        input_shape : sizes, optional
+            Shape of one sample. Not needed if a ConvTranspose3d comes first, or a Linear for
+            rows.
+
+        Returns
+        -------
+        Sequential
+            Built and folded (see `fold`), with the axes of PyTorch: channels first.
+
+        Raises
+        ------
+        ValueError
+            A module that a chain cannot have; the message has its name. TypeError: no module.
+        """
+        from .formats import torch_chain
+
+        layers = torch_chain.read(module)
+        if input_shape is None and layers and isinstance(layers[0], Dense):
+            input_shape = (len(layers[0].kernel),)
+        return cls(layers, input_shape=input_shape).fold()
+
     def __repr__(self) -> str:
         shapes: list[Any] = ["?"] * len(self._layers)
         if self._input_shape is not None:
@@ -487,12 +531,16 @@ def _members(layers: Iterable[Any]) -> Iterator[Step]:
                 ) from error
 
 
-def _own_shape(layer: Step) -> Shape | None:
-    """The input shape that a layer knows by itself, batch included."""
-    if isinstance(layer, InputLayer):
-        return (None, *layer.shape)
-    if isinstance(layer, Conv3DTranspose) and layer.built:
-        shape: list[int | None] = [None] * 5
-        shape[layer._channel_axis] = layer.kernel.shape[4]
-        return tuple(shape)
+def _own_shape(layers: Iterable[Step]) -> Shape | None:
+    """The input shape that the first layers know by themselves, batch included."""
+    for layer in layers:
+        if isinstance(layer, InputLayer):
+            return (None, *layer.shape)
+        if isinstance(layer, Conv3DTranspose) and layer.built:
+            shape: list[int | None] = [None] * 5
+            shape[layer._channel_axis] = layer.kernel.shape[4]
+            return tuple(shape)
+        halving = isinstance(layer, Activation) and layer.activation.halves
+        if halving or not isinstance(layer, (Overwriting, Dropout)):
+            return None
     return None

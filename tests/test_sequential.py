@@ -265,7 +265,9 @@ def test_double_precision():
          "Conv3DTranspose BatchNormalization"),
         ([norm(), up(4)], "BatchNormalization Conv3DTranspose"),
         ([Flatten(), Dense(4), norm(), "relu"], "Flatten Dense"),
-        ([Flatten(), Dense(4), norm(1), "relu"], "Flatten Dense BatchNormalization Activation"),
+        ([Flatten(), Dense(4), norm(1), "relu"], "Flatten Dense"),
+        ([Dense(4), norm(1), "relu"], "Dense BatchNormalization Activation"),
+        ([Dense(4), norm(4), "relu"], "Dense"),
         ([InputLayer((4, 4, 4, 4)), up(4), Reshape((-1,)), norm()],
          "InputLayer Conv3DTranspose Reshape BatchNormalization"),
     ],
@@ -276,6 +278,21 @@ def test_what_is_folded(layers, steps):
     assert len(chain) == len(layers)
     x = np.ones((1, 4, 4, 4, 4), "float32")
     np.testing.assert_array_equal(chain.fold()(x), chain(x))
+
+
+def test_the_axis_of_a_normalization_depends_on_the_rank():
+    chain = filled(Sequential([Dense(4), norm(1)], input_shape=(6,)))
+    assert len(chain.fold()) == 1
+    x = RNG.normal(size=(2, 4, 6)).astype("float32")
+    want = normalized(x.astype(float) @ chain[0].kernel + chain[0].bias, chain[1], 1)
+    for _ in range(2):
+        np.testing.assert_allclose(chain(x), want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            chain(x[:, 0]), normalized(x[:, 0] @ chain[0].kernel + chain[0].bias, chain[1]),
+            rtol=1e-5, atol=1e-5,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="4 channels on axis 1, got 3"):
+        chain(x[:, :3])
 
 
 def test_the_layers_stay_as_they_are():
@@ -455,6 +472,8 @@ def test_built_by_its_shape_an_input_layer_its_first_layer_or_the_first_call():
         (lambda: Sequential([up(2)], name=""), "name"),
         (lambda: Sequential([up(2)], num_threads=-1), "num_threads"),
         (lambda: Sequential([up(2)]).fold(), "not built"),
+        (lambda: Sequential([Sequential([Dense(2)], input_shape=(3,))[0]]).fold(),
+         "input_shape must be known"),
         (lambda: Sequential([up(2)]).count_params(), "not built"),
         (lambda: Sequential([up(2)]).set_weights([]), "not built"),
         (lambda: generator()(np.ones((2, 11), "float32")), r"dense\w* \(Dense\): .*10 numbers"),

@@ -108,7 +108,7 @@ def from_torch(
         with _opened(source) as (shapes, load):
             where = _only(prefix, geometry["groups"], shapes)
             weight, bias = _weights(where, shapes, load)
-    weight, kind = _array("weight", weight)
+    weight, kind = array_of("weight", weight)
     kernel = weight.transpose(2, 3, 4, 1, 0)
     layer = Conv3DTranspose(
         kernel.shape[3] * geometry["groups"],
@@ -126,7 +126,7 @@ def from_torch(
         num_threads=num_threads,
         algorithm=algorithm,
     )
-    layer._adopt(kernel, None if bias is None else _array("bias", bias)[0])
+    layer._adopt(kernel, None if bias is None else array_of("bias", bias)[0])
     return layer
 
 
@@ -302,7 +302,7 @@ def _one(found: list[str], prefix: str) -> str:
     raise ValueError(f"prefix must name one ConvTranspose3d of {names}; got {prefix!r}")
 
 
-def _array(name: str, value: Any) -> tuple[Any, str]:
+def array_of(name: str, value: Any) -> tuple[Any, str]:
     """The array of a tensor or array, and the name of its dtype."""
     if not hasattr(value, "detach"):
         array = np.asarray(value)
