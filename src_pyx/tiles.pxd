@@ -576,7 +576,9 @@ cdef inline void multiply_part(
     # One block of columns.
     cdef int nv = <int>min(NV, (p.padded - column) // VECTOR)
     cdef bint through = writes_through(p, call, box, column, nv * VECTOR)
-    cdef bint stream = through and call.stream and call.vectors
+    # Groups begin at whole vectors of y only where they consist of such.
+    cdef bint whole = p.groups == 1 or p.filters % VECTOR == 0
+    cdef bint stream = through and call.stream and call.vectors and whole
     cdef Py_ssize_t at = column if through else 0
     cdef real **sums = work.sums + kept * p.together * box_positions(p) + part.at
     cdef real **target = work.outputs if through else sums

@@ -16,8 +16,10 @@ import pytest
 from cases import COMPILED, around, axis, check, exact_case, expected, integers, plans, run, tile
 from layers import LAYERS, Layer
 
-from conv3dt import activations, engine, plan
+from conv3dt import activations, engine, output_pool, plan
 from conv3dt.problem import Axis, Problem
+
+STREAM_BYTES = 4 << 20  # as in kernels.pyx
 
 # ---- what runs at all -------------------------------------------------------------
 
@@ -192,6 +194,31 @@ def test_axes_of_different_kinds(isa: str, dtype: str, channels_last: bool) -> N
     for i in range(3):
         axes = (kinds[i], kinds[i - 1], kinds[i - 2])
         _compare(Problem(3, 2, 1, axes, channels_last), dtype, batch=2)
+
+
+# ---- outputs that are stored past the cache ---------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one group", "two groups", "depthwise"])
+@pytest.mark.parametrize("geometry", ["k2 s2", "k3 s1"])
+def test_large_outputs(
+    geometry: str, kind: str, compiled: str, dtype: str, channels_last: bool
+) -> None:
+    """Streams want whole aligned vectors. Groups may begin within one: that was a crash."""
+    vector, _, columns = tile(dtype)
+    for filters in (3, columns, columns + vector // 2):
+        sums = {"one group": (2, filters, 1), "two groups": (4, 2 * filters, 2)}
+        sums["depthwise"] = (filters,) * 3
+        problem = Problem(*sums[kind], _axes(3, 4, 5, geometry), channels_last)
+        x, kernel, bias, want = exact_case(problem)
+        x, kernel, bias = (array.astype(dtype) for array in (x, kernel, bias))
+        batch = STREAM_BYTES // (want.size * x.itemsize) + 1
+        y = output_pool.empty(problem.y_shape(batch), x.dtype)  # which starts at a vector
+        for made in plans(problem, kernel, bias):
+            if made.algorithm != "im2col":
+                y.fill(np.nan)
+                made.run(np.broadcast_to(x, (batch, *x.shape[1:])), y)
+                check(y, np.broadcast_to(want, y.shape), made)
 
 
 # ---- threads ----------------------------------------------------------------------
