@@ -1,7 +1,7 @@
-"""The oracle: the scatter formula in naive float64 loops.
+"""The oracle: the scatter formula in float64 or longer, tap by tap.
 
-It imports nothing of the package under test. Taps and positions are Python loops; only
-the batch and the two channel axes of one tap at one position are NumPy expressions.
+It imports nothing of the package under test and knows neither phases nor tiles: every tap
+adds all positions, strided, to the full output, from which the result is cut.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def conv3d_transpose(
     dilation: Sequence[int] = (1, 1, 1),
     groups: int = 1,
     channels_last: bool = True,
+    dtype: type = np.float64,
 ) -> np.ndarray:
     """``y[o] = bias + sum of x[i] * w[t]`` over all i, t with ``o = i*s + t*d - crop``.
 
@@ -32,31 +33,37 @@ def conv3d_transpose(
     bias : (filters,) or None
     strides, crops, out_sizes, dilation : 3 ints, for depth, height, width
     groups : group g maps the g-th share of the input channels to the g-th share of the filters
+    dtype : of the computation and of the result
 
     Returns
     -------
-    float64 array in the layout of x. Voxels that no tap reaches hold the bias.
+    array in the layout of x. Voxels that no tap reaches hold the bias.
     """
-    x = np.asarray(x).astype(np.float64)
-    kernel = np.asarray(kernel).astype(np.float64)
+    x = np.asarray(x).astype(dtype)
     if not channels_last:
         x = np.moveaxis(x, 1, -1)
     batch, *sizes, channels = x.shape
     *taps, group_filters, _ = kernel.shape
-    group_channels = channels // groups
+    x = np.ascontiguousarray(x).reshape(batch, *sizes, groups, channels // groups)
+    kernel = np.asarray(kernel).astype(dtype)
+    kernel = kernel.reshape(*taps, group_filters, groups, channels // groups)
 
-    y = np.zeros((batch, *out_sizes, groups * group_filters))
-    for t in product(*map(range, taps)):
-        for i in product(*map(range, sizes)):
-            o = tuple(i[a] * strides[a] + t[a] * dilation[a] - crops[a] for a in range(3))
-            if not all(0 <= o[a] < out_sizes[a] for a in range(3)):
-                continue
-            for g in range(groups):
-                cin = slice(g * group_channels, (g + 1) * group_channels)
-                cout = slice(g * group_filters, (g + 1) * group_filters)
-                weights, voxels = kernel[t][:, cin], x[(slice(None), *i, None, cin)]
-                with np.errstate(all="ignore"):
-                    y[(slice(None), *o, cout)] += (voxels * weights).sum(axis=-1)
+    full_sizes = [
+        max((sizes[a] - 1) * strides[a] + (taps[a] - 1) * dilation[a] + 1, crops[a] + out_sizes[a])
+        for a in range(3)
+    ]
+    full = np.zeros((batch, *full_sizes, groups, group_filters), dtype)
+    for t in product(*map(range, taps)) if x.size else ():
+        begin = [t[a] * dilation[a] for a in range(3)]
+        reached = [
+            slice(begin[a], begin[a] + (sizes[a] - 1) * strides[a] + 1, strides[a])
+            for a in range(3)
+        ]
+        with np.errstate(all="ignore"):
+            full[(slice(None), *reached)] += np.einsum("...gc,fgc->...gf", x, kernel[t])
+
+    cut = [slice(crops[a], crops[a] + out_sizes[a]) for a in range(3)]
+    y = full[(slice(None), *cut)].reshape(batch, *out_sizes, groups * group_filters)
     if bias is not None:
-        y += np.asarray(bias).astype(np.float64)
-    return y if channels_last else np.ascontiguousarray(np.moveaxis(y, -1, 1))
+        y = y + np.asarray(bias).astype(dtype)
+    return np.ascontiguousarray(y if channels_last else np.moveaxis(y, -1, 1))
