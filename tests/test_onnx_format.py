@@ -454,10 +454,10 @@ def test_normalization_and_activation():
 def test_epsilon_and_what_does_nothing():
     want = plain()
     want.fold_batchnorm(**STATISTICS, epsilon=0.25)
-    want.fold_batchnorm(**STATISTICS, epsilon=1e-5)
+    want.activation = "tanh"
     layer = folded(
         node("Identity", "u", "a"), batchnorm("a", "n", epsilon=0.25), node("Dropout", "n", "d"),
-        batchnorm("d", "y"),
+        node("Tanh", "d"),
     )  # fmt: skip
     np.testing.assert_array_equal(layer(X), want(X))
 
@@ -687,6 +687,16 @@ def test_hostile_graphs():
     made = model(after=[node("Relu")])
     del made.graph.node[0].output[:]
     assert conv3dt.from_onnx(made, fold=True).activation.name == "linear"
+
+
+def test_more_of_anything_than_models_have(monkeypatch):
+    made = model({"strides": [1, 1, 1], "pads": [0] * 6}, after=[node("Relu")])
+    monkeypatch.setattr(onnx_graph, "MOST_ATTRIBUTES", 2)
+    with pytest.raises(ValueError, match="node 'up' has 3 attributes"):
+        conv3dt.from_onnx(made)
+    monkeypatch.setattr(onnx_graph, "MOST_NODES", 1)
+    with pytest.raises(ValueError, match="2 nodes or values are more than 1"):
+        conv3dt.from_onnx(made)
 
 
 def test_large_numbers_wait_for_a_call():

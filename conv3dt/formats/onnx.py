@@ -63,9 +63,9 @@ def from_onnx(
         Order of the axes of the layer's input and result. ONNX itself has channels first;
         None asks Keras' ``keras.json``.
     fold : bool
-        Take what follows the node into the layer: a BatchNormalization into its weights, then
-        an activation. Identity and Dropout are passed over. Only what alone uses the node's
-        result is taken; anything else ends it.
+        Take what follows the node into the layer: one BatchNormalization into its weights,
+        then an activation. Identity and Dropout are passed over. Only what alone uses the
+        node's result is taken; anything else ends it.
 
     Returns
     -------
@@ -103,7 +103,10 @@ def from_onnx(
 def conv_transpose(graph: Graph, node: Node, data_format: str | None) -> Conv3DTranspose:
     """The layer that a ConvTranspose node with 3 spatial axes is. ValueError if it is not."""
     try:
-        return _layer(graph, node, data_format)
+        kernel, bias = _weights(graph, node)
+        layer = _unbuilt(graph, node, data_format)
+        layer._adopt(kernel, bias)
+        return layer
     except ValueError as error:
         raise ValueError(f"ConvTranspose {node.label!r}: {error}") from error
 
@@ -134,12 +137,13 @@ def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Ar
 
 
 def _info(graph: Graph, node: Node, label: str) -> LayerInfo:
+    """The record of a node, for which no weights are read."""
+    channels, share, d, h, w = graph.constant_shape(node.input(1)) or ()
     try:
-        layer = conv_transpose(graph, node, "channels_first")
+        layer = _unbuilt(graph, node, "channels_first")
     except ValueError:  # what the weights say, at least
-        channels, filters, d, h, w = graph.constant_shape(node.input(1)) or (0,) * 5
-        return LayerInfo(label, node.op, filters, (d, h, w), channels)
-    return LayerInfo.of(layer, label, node.op, layer.kernel.shape[4])
+        return LayerInfo(label, node.op, share, (d, h, w), channels)
+    return LayerInfo.of(layer, label, node.op, channels)
 
 
 def _candidates(graph: Graph) -> dict[str, Node]:
@@ -167,32 +171,29 @@ def _chosen(graph: Graph, source: Any, name: str | None, argument: str = "node")
     return candidates[choose(os.fspath(path), candidates, name, argument)]
 
 
-def _layer(graph: Graph, node: Node, data_format: str | None) -> Conv3DTranspose:
-    kernel, bias = _weights(graph, node)
-    declared = node.attributes.get("kernel_shape", list(kernel.shape[:3]))
-    if declared != list(kernel.shape[:3]):
-        raise ValueError(
-            f"kernel_shape must be that of the weights, {kernel.shape[:3]}, got {declared!r}"
-        )
+def _unbuilt(graph: Graph, node: Node, data_format: str | None) -> Conv3DTranspose:
+    """The layer that a node is, without its weights."""
+    channels, share, *kernel = graph.constant_shape(node.input(1)) or ()
+    declared = node.attributes.get("kernel_shape", kernel)
+    if declared != kernel:
+        raise ValueError(f"kernel_shape must be that of the weights, {kernel}, got {declared!r}")
     groups = arguments.positive_int("group", node.attributes.get("group", 1))
     strides = arguments.triple("strides", _ints(node, "strides", 3, 1))
     dilations = arguments.triple("dilations", _ints(node, "dilations", 3, 1))
-    pads, output_padding = _padding(graph, node, kernel.shape, strides, dilations)
-    layer = Conv3DTranspose(
-        kernel.shape[3] * groups,
-        kernel.shape[:3],
+    pads, output_padding = _padding(graph, node, kernel, strides, dilations)
+    return Conv3DTranspose(
+        share * groups,
+        kernel,
         strides,
         pads,
         output_padding=output_padding if any(output_padding) else None,
         data_format=data_format,
         dilation_rate=dilations,
         groups=groups,
-        use_bias=bias is not None,
+        use_bias=bool(node.input(2)),
         name=node.label.strip("/").replace("/", ".") or None,
-        dtype=kernel.dtype.name,
+        dtype=graph.constant_dtype(node.input(1)),
     )
-    layer._adopt(kernel, bias)
-    return layer
 
 
 def _weights(graph: Graph, node: Node) -> tuple[Array, Array | None]:
@@ -267,17 +268,19 @@ def _input_sizes(graph: Graph, node: Node) -> list[int]:
 
 def _fold(graph: Graph, node: Node, layer: Conv3DTranspose) -> None:
     """Take what follows a ConvTranspose into its layer."""
-    value = node.outputs[0]
-    channels_last = layer.data_format == "channels_last"
+    value, outputs = node.outputs[0], frozenset(graph.outputs)
+    folded = False
     while True:
         users = graph.consumers(value)
-        alone = len(users) == 1 and value not in graph.outputs and users[0].input(0) == value
-        if alone and users[0].op == "BatchNormalization":
+        if len(users) != 1 or value in outputs or users[0].input(0) != value:
+            break
+        if users[0].op == "BatchNormalization" and not folded:
             layer.fold_batchnorm(**batchnorm(graph, users[0]))
-        elif not (alone and users[0].op in ("Dropout", "Identity")):
+            folded = True
+        elif users[0].op not in ("Dropout", "Identity"):
             break
         value = users[0].outputs[0]
-    followed = onnx_activations.follow(graph, value, channels_last)
+    followed = onnx_activations.follow(graph, value, layer.data_format == "channels_last")
     if followed is not None:
         layer.activation = followed[0]
 

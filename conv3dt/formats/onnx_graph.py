@@ -1,8 +1,8 @@
 """ONNX graphs, read: nodes in order, attributes as values, constants as arrays.
 
-A file may be damaged or made to harm: whatever is wrong with it is a ValueError. Memory is
-bounded by the sizes of the file and of the external data that is asked for. External data is
-read from regular files below the model's folder only.
+A file may be damaged or made to harm: whatever is wrong with it is a ValueError. Time and memory
+are bounded by the sizes of the file and of the external data that is asked for. External data
+is read from regular files below the model's folder only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,19 @@ Array = np.ndarray[Any, Any]
 # The limit of the file format.
 LARGEST_FILE = 2**31 - 1
 
-# The element types that weights and sizes may have, and their bytes.
-_ITEMSIZES = {"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2, "INT32": 4, "INT64": 8}
+# Nodes, or values, of a graph, and attributes of a node: far more than models have. A hostile
+# file has room for millions.
+MOST_NODES, MOST_ATTRIBUTES = 200_000, 1_000
+
+# The element types that weights and sizes may have: their dtypes and bytes.
+_KINDS = {
+    "FLOAT": ("float32", 4),
+    "DOUBLE": ("float64", 8),
+    "FLOAT16": ("float16", 2),
+    "BFLOAT16": ("bfloat16", 2),
+    "INT32": ("int32", 4),
+    "INT64": ("int64", 8),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ class Graph:
 
     def __init__(self, model: Any, folder: Path | None) -> None:
         graph = model.graph
+        for part in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
+            if len(part) > MOST_NODES:
+                raise ValueError(f"{len(part)} nodes or values are more than {MOST_NODES}")
         self._folder = folder
         self.nodes = tuple(_node(proto) for proto in graph.node)
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -130,6 +144,11 @@ class Graph:
         """The shape of a constant, without its numbers; None for any other value."""
         tensor = self._tensors.get(name)
         return None if tensor is None else tuple(tensor.dims)
+
+    def constant_dtype(self, name: str) -> str | None:
+        """The name of a constant's dtype, likewise. ValueError for an unknown type."""
+        tensor = self._tensors.get(name)
+        return None if tensor is None else _kind(tensor)[0]
 
     def _constant(self, node: Node) -> Any:
         """The tensor that a node stands for, if it is constant."""
@@ -203,6 +222,8 @@ def _parsed(onnx: Any, path: Path) -> Any:
 
 def _node(proto: Any) -> Node:
     onnx = require("onnx", "onnx")
+    if len(proto.attribute) > MOST_ATTRIBUTES:
+        raise ValueError(f"node {proto.name!r} has {len(proto.attribute)} attributes")
     own = proto.domain in ("", "ai.onnx")
     attributes = {}
     for attribute in proto.attribute:
@@ -239,18 +260,24 @@ def _declared(values: Iterable[Any]) -> Iterator[tuple[str, tuple[int | None, ..
             yield value.name, tuple(sizes)
 
 
+def _kind(tensor: Any) -> tuple[str, int]:
+    """Name of the dtype of a tensor, and its bytes."""
+    names = require("onnx", "onnx").TensorProto.DataType
+    name = names.Name(tensor.data_type) if tensor.data_type in names.values() else "unknown"
+    if name not in _KINDS:
+        raise ValueError(f"tensor {tensor.name!r} has the element type {name}")
+    return _KINDS[name]
+
+
 def _array(tensor: Any, folder: Path | None) -> Array:
     """The numbers of a tensor, from whichever field or file holds them."""
     onnx = require("onnx", "onnx")
-    names = onnx.TensorProto.DataType
-    kind = names.Name(tensor.data_type) if tensor.data_type in names.values() else "unknown"
-    if kind not in _ITEMSIZES:
-        raise ValueError(f"tensor {tensor.name!r} has the element type {kind}")
+    _, itemsize = _kind(tensor)
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"tensor {tensor.name!r} has the shape {tuple(tensor.dims)}")
     try:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            data = _external(tensor, prod(tensor.dims) * _ITEMSIZES[kind], folder)
+            data = _external(tensor, prod(tensor.dims) * itemsize, folder)
             dims, data_type = tensor.dims, tensor.data_type
             tensor = onnx.TensorProto(dims=dims, data_type=data_type, raw_data=data)
         array: Array = onnx.numpy_helper.to_array(tensor)
