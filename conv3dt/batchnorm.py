@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import activations, arguments, dtypes, initializers
-from .members import TRAINING, Array, Overwriting
+from .members import TRAINING, Array, Member, Overwriting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -198,6 +198,15 @@ class BatchNormalization(Overwriting):
             for block in activations.blocks(np.moveaxis(y, self._axis, -1), keep=1):
                 block[...] = block.astype(scale.dtype, copy=False) * scale + shift
         return y
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Member:
+        if config.get("renorm"):
+            raise ValueError("renorm must be False, got True: it has more weights than are used")
+        known = {key: value for key, value in config.items() if not key.startswith("renorm")}
+        return super().from_config(known, custom_objects)
 
     def get_config(self) -> dict[str, Any]:
         return {

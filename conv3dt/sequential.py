@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arguments, names
-from .batchnorm import BatchNormalization
+from . import arguments, names, registry
 from .dense import Dense
 from .folding import fold
 from .layer import SEEN_SHAPES, Conv3DTranspose
-from .members import Activation, Array, Dropout, Flatten, InputLayer, Member, Overwriting, Reshape
+from .members import Activation, Array, Dropout, InputLayer, Member, Overwriting
 from .program import Program, Step, naming
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ class Sequential:
         if None in shape:
             raise ValueError(f"input_shape must have no unknown size, got {shape}")
         known: Any = shape
-        return self._program(known, np.dtype(dtype or np.float32)).nbytes
+        return self._program(known, np.dtype(np.float32 if dtype is None else dtype)).nbytes
 
     # --- shapes ----------------------------------------------------------------------------
 
@@ -252,7 +251,7 @@ class Sequential:
         for layer in self._layers:
             with naming(layer):
                 if not layer.built:
-                    if shape[layer._channel_axis] is None:  # type: ignore[union-attr]
+                    if _lacks_channels(layer, shape):
                         return
                     layer.build(shape)
                 shape = layer.compute_output_shape(shape)
@@ -360,13 +359,10 @@ class Sequential:
         ValueError
             A layer that a chain cannot have, an unknown key or name, or a bad value.
         """
-        layers = config["layers"] if isinstance(config, Mapping) else config  # early Keras 2
-        if not isinstance(layers, (list, tuple)):
-            raise ValueError(f'config must have a list "layers", got {layers!r}')
-        options = config if isinstance(config, Mapping) else {}
+        options = config if isinstance(config, Mapping) else {"layers": config}  # early Keras 2
         shape = options.get("build_input_shape")
         return cls(
-            [member(layer, custom_objects) for layer in layers],
+            _of_configs(options.get("layers"), custom_objects),
             input_shape=None if shape is None else tuple(shape)[1:],
             name=options.get("name"),
             num_threads=options.get("num_threads"),
@@ -467,47 +463,16 @@ class Sequential:
         return {**self.__dict__, "_made": None}
 
 
-# What may stand in a config of a chain; activation layers are found by `activations.get`.
-CLASSES: dict[str, Any] = {
-    "Conv3DTranspose": Conv3DTranspose,
-    "Convolution3DTranspose": Conv3DTranspose,
-    "Dense": Dense,
-    "BatchNormalization": BatchNormalization,
-    "BatchNormalizationV1": BatchNormalization,
-    "BatchNormalizationV2": BatchNormalization,
-    "Activation": Activation,
-    "Reshape": Reshape,
-    "Flatten": Flatten,
-    "Dropout": Dropout,
-    "InputLayer": InputLayer,
-    "Sequential": Sequential,
-}
-ACTIVATION_LAYERS = ("ELU", "LeakyReLU", "ReLU", "Softmax", "ThresholdedReLU")
-
-
-def member(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """The layer that a config ``{"class_name": ..., "config": ...}`` stands for.
-
-    Raises
-    ------
-    ValueError
-        A layer that a chain cannot have, or a bad config.
-    """
-    if not isinstance(config, Mapping):
-        raise ValueError(f"layers must be configs, got {config!r}")
-    name, inner = config.get("class_name"), config.get("config")
-    if not isinstance(inner, (Mapping, list)):
-        raise ValueError(f"layers must be configs with a class_name and a config, got {config!r}")
-    if name in ACTIVATION_LAYERS:
-        return Activation(config, name=_name(inner))
-    if name not in CLASSES:
-        known = ", ".join([*CLASSES, *ACTIVATION_LAYERS])
-        raise ValueError(f"layers must be of {known}, got {name} {_name(inner)!r}")
-    return CLASSES[name].from_config(inner, custom_objects)
-
-
-def _name(config: Any) -> Any:
-    return config.get("name") if isinstance(config, Mapping) else None
+def _of_configs(
+    configs: Any, custom_objects: Mapping[str, Any] | None
+) -> Iterator[Step | Sequential]:
+    if not isinstance(configs, (list, tuple)):
+        raise ValueError(f'config must have a list "layers", got {configs!r}')
+    for config in configs:
+        if isinstance(config, dict) and config.get("class_name") == "Sequential":
+            yield Sequential.from_config(config.get("config", {}), custom_objects)
+        else:
+            yield registry.make(config, custom_objects)
 
 
 def _members(layers: Iterable[Any]) -> Iterator[Step]:
@@ -529,6 +494,11 @@ def _members(layers: Iterable[Any]) -> Iterator[Step]:
                     f"layers[{i}] must be a layer of conv3dt, a chain, or stand for an "
                     f"activation: {error}"
                 ) from error
+
+
+def _lacks_channels(layer: Any, shape: Shape) -> bool:
+    axis = layer._channel_axis
+    return -len(shape) <= axis < len(shape) and shape[axis] is None
 
 
 def _own_shape(layers: Iterable[Step]) -> Shape | None:

@@ -43,6 +43,7 @@ MAY_IMPORT = {
         "activations", "arguments", "dtypes", "engine", "initializers", "layer", "members",
     },
     "folding": {"batchnorm", "dense", "dtypes", "layer", "members"},
+    "registry": {"batchnorm", "dense", "layer", "members"},
     "program": {"dense", "dtypes", "layer", "members", "output_pool"},
 }  # fmt: skip
 BASE = set(MAY_IMPORT)

@@ -444,6 +444,8 @@ def test_built_by_its_shape_an_input_layer_its_first_layer_or_the_first_call():
     by_call(x)
     for chain in (by_shape, by_input, by_first, by_build, by_call):
         assert chain.built and chain.count_params() == 4 * 64 * 2 + 2 + 8 + 64 * 2 + 1
+    with pytest.raises(ValueError, match="axis 7"):
+        Sequential([up(2, input_shape=(3, 3, 3, 4)), norm(7)])
     # The channels of Dense depend on sizes that nobody has told.
     late = Sequential([up(2, input_shape=(3, 3, 3, 4)), Flatten(), Dense(2)])
     assert not late.built
@@ -548,8 +550,9 @@ def test_config_and_copies(options):
         ({"class_name": "Conv3D", "config": {"name": "c"}}, "got Conv3D 'c'"),
         ({"class_name": "Dense", "config": {"nonsense": 1}}, "Dense"),
         ({"class_name": "Dense"}, "class_name and a config"),
-        (3, "configs"),
-        (None, "configs"),
+        (3, "class_name and a config"),
+        ({"class_name": "Sequential", "config": {"layers": 3}}, 'list "layers"'),
+        ({"class_name": [], "config": {}}, "class_name"),
     ],
 )
 def test_bad_configs(layer, words):

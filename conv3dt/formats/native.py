@@ -21,7 +21,8 @@ import numpy as np
 
 from .. import dtypes
 from ..layer import Conv3DTranspose
-from ..sequential import CLASSES, Sequential
+from ..registry import CLASSES
+from ..sequential import Sequential
 from .files import replacing
 from .layer_info import LayerInfo, choose
 
@@ -37,9 +38,6 @@ _HEAD = re.compile(
 )
 
 _MEMBER = re.compile(r"(config|kernel|bias|\d+\.\d)\.npy")
-
-# What may be in a file. A chain is no part of another.
-_CLASSES = {name: cls for name, cls in CLASSES.items() if name != "Sequential"}
 
 
 def save(layer: Conv3DTranspose | Sequential, path: str | os.PathLike[str]) -> None:
@@ -129,7 +127,7 @@ def _header(layer: Conv3DTranspose | Sequential) -> str:
     """The JSON of a layer, once it is known to stand for an equal one."""
     parts = layer if isinstance(layer, Sequential) else [layer]
     for part in parts:
-        if type(part) not in _CLASSES.values():
+        if type(part) not in CLASSES.values():
             raise ValueError(f"layer must be a Conv3DTranspose itself, got a {type(part).__name__}")
     if isinstance(layer, Sequential):
         layer._check_built("save")
@@ -187,7 +185,7 @@ def _chain(config: Any, arrays: dict[str, Array]) -> Sequential:
 def _layer(name: str, config: Any, weights: list[Array]) -> Any:
     if {"input_shape", "batch_input_shape"} & set(config):
         raise ValueError("its config has a shape, which would make weights")
-    layer = _CLASSES[name].from_config(config)
+    layer = CLASSES[name].from_config(config)
     if weights:
         layer._adopt(*(_weight(layer, array) for array in weights))
     return layer
