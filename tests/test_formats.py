@@ -11,7 +11,7 @@ import pytest
 import conv3dt
 from conv3dt import formats
 from conv3dt.formats.files import replacing
-from conv3dt.formats.layer_info import LayerInfo, choose
+from conv3dt.formats.layer_info import LayerInfo, choose, fitting
 from conv3dt.optional import require
 
 KERNEL = np.random.default_rng(0).normal(size=(2, 3, 1, 4, 6)).astype("float32")
@@ -121,3 +121,13 @@ def test_a_missing_package_says_which_extra():
     assert require("json", "keras").loads("1") == 1
     with pytest.raises(ImportError, match=r"pip install 'conv3dt\[keras\]'"):
         require("conv3dt_no_such_package", "keras")
+
+
+def test_the_kernels_that_fit():
+    kernels = {"a": (2, 3, 1, 4, 6), "b": (2, 3, 1, 4, 8), "c": (2, 3, 1, 2, 6)}
+    layer = conv3dt.Conv3DTranspose(4, (2, 3, 1))
+    assert fitting(kernels, layer) == ["a", "b"]
+    layer.build((1, 1, 1, 1, 8))
+    assert fitting(kernels, layer) == ["b"]
+    assert fitting(kernels, conv3dt.Conv3DTranspose(4, (2, 3, 1), groups=2)) == ["c"]
+    assert fitting(kernels, conv3dt.Conv3DTranspose(5, (2, 3, 1))) == ["a", "b", "c"]

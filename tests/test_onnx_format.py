@@ -98,6 +98,8 @@ def test_nothing_is_folded_unasked():
 def test_load_weights():
     wanted = conv3dt.from_onnx(DATA / "traced.onnx", "/3/ConvTranspose")
     layer = Conv3DTranspose(2, (1, 2, 2))
+    layer.load_weights(DATA / "traced.onnx")  # the only one that fits
+    np.testing.assert_array_equal(layer.kernel, wanted.kernel)
     layer.load_weights(DATA / "traced.onnx", "3/ConvTranspose")
     np.testing.assert_array_equal(layer.kernel, wanted.kernel)
     np.testing.assert_array_equal(layer.bias, wanted.bias)
@@ -390,6 +392,8 @@ def test_the_node_is_chosen():
     for name in (None, "down"):
         with pytest.raises(ValueError, match=f"node must name .*'up', 'y'; got {name!r}"):
             conv3dt.from_onnx(made, name)
+    made.graph.node[1].name = "u"  # the other's output
+    assert list(conv3dt.from_onnx(made, name).filters for name in ("up", "y")) == [6, 3]
     made.graph.node[1].name = "up"  # neither is unique
     assert conv3dt.from_onnx(made, "u").filters == 6
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,21 @@ class LayerInfo:
         size = "x".join(map(str, self.kernel_size))
         channels = "?" if self.in_channels is None else self.in_channels
         return f"{self.name!r} ({self.class_name} {channels} to {self.filters}, {size})"
+
+
+def fitting(kernels: Mapping[str, Sequence[int]], like: Conv3DTranspose) -> list[str]:
+    """Names of those kernels that `like` can take, by their shapes as we store them.
+
+    All names if there is no such one, so that the error shows them.
+    """
+    want = (*like.kernel_size, like.filters // like.groups)
+    channels = like.kernel.shape[4] if like.built else None
+    found = [
+        name
+        for name, shape in kernels.items()
+        if tuple(shape[:4]) == want and channels in (None, shape[4])
+    ]
+    return found or list(kernels)
 
 
 def choose(

@@ -22,7 +22,7 @@ from ..optional import require
 from ..problem import effective_kernel, explicit_equivalent
 from . import onnx_activations, onnx_graph
 from .files import replacing
-from .layer_info import LayerInfo, choose
+from .layer_info import LayerInfo, choose, fitting
 from .onnx_graph import Graph, Node
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def from_onnx(
     for SAME_UPPER, else at the start.
     """
     graph = onnx_graph.read(path_or_model)
-    found = _chosen(graph, path_or_model, node)
+    found = _chosen(_candidates(graph), graph, path_or_model, node, "node")
     layer = conv_transpose(graph, found, data_format)
     if fold:
         _fold(graph, found, layer)
@@ -132,13 +132,20 @@ def list_layers(path: Path) -> list[LayerInfo]:
 def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Array]:
     """Kernel and bias of a ConvTranspose; `formats.load_weights` calls it."""
     graph = onnx_graph.read(path)
-    kernel, bias = _weights(graph, _chosen(graph, path, name, "layer"))
+    nodes = _candidates(graph)
+    if name is None:
+        weights = {
+            label: graph.constant_shape(node.input(1)) or () for label, node in nodes.items()
+        }
+        found = fitting({label: (*s[2:], *s[1::-1]) for label, s in weights.items()}, like)
+        nodes = {label: nodes[label] for label in found}
+    kernel, bias = _weights(graph, _chosen(nodes, graph, path, name, "layer"))
     return [kernel] if bias is None else [kernel, bias]
 
 
 def _info(graph: Graph, node: Node, label: str) -> LayerInfo:
     """The record of a node, for which no weights are read."""
-    channels, share, d, h, w = graph.constant_shape(node.input(1)) or ()
+    d, h, w, share, channels = _kernel_shape(graph, node)
     try:
         layer = _unbuilt(graph, node, "channels_first")
     except ValueError:  # what the weights say, at least
@@ -149,7 +156,7 @@ def _info(graph: Graph, node: Node, label: str) -> LayerInfo:
 def _candidates(graph: Graph) -> dict[str, Node]:
     """The ConvTranspose nodes with 3 spatial axes, by their names or, if need be, outputs."""
     nodes = [node for node in graph.nodes if node.op == "ConvTranspose"]
-    names = Counter(node.name for node in nodes)
+    names = Counter(name for node in nodes for name in {node.name, node.outputs[0]})
     return {
         node.name if node.name and names[node.name] == 1 else node.outputs[0]: node
         for node in nodes
@@ -157,9 +164,10 @@ def _candidates(graph: Graph) -> dict[str, Node]:
     }
 
 
-def _chosen(graph: Graph, source: Any, name: str | None, argument: str = "node") -> Node:
+def _chosen(
+    candidates: dict[str, Node], graph: Graph, source: Any, name: str | None, argument: str
+) -> Node:
     """The ConvTranspose of this name, or the only one."""
-    candidates = _candidates(graph)
     if not candidates:
         others = Counter(node.op for node in graph.nodes).most_common(5)
         hint = "; functions are not looked into, see onnx.inliner" if graph.has_functions else ""
@@ -173,7 +181,7 @@ def _chosen(graph: Graph, source: Any, name: str | None, argument: str = "node")
 
 def _unbuilt(graph: Graph, node: Node, data_format: str | None) -> Conv3DTranspose:
     """The layer that a node is, without its weights."""
-    channels, share, *kernel = graph.constant_shape(node.input(1)) or ()
+    *kernel, share, _ = _kernel_shape(graph, node)
     declared = node.attributes.get("kernel_shape", kernel)
     if declared != kernel:
         raise ValueError(f"kernel_shape must be that of the weights, {kernel}, got {declared!r}")
@@ -194,6 +202,12 @@ def _unbuilt(graph: Graph, node: Node, data_format: str | None) -> Conv3DTranspo
         name=node.label.strip("/").replace("/", ".") or None,
         dtype=graph.constant_dtype(node.input(1)),
     )
+
+
+def _kernel_shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    """(kd, kh, kw, out/group, in): as we store it, without reading it."""
+    channels, share, *kernel = graph.constant_shape(node.input(1)) or (0, 0)
+    return (*kernel, share, channels)
 
 
 def _weights(graph: Graph, node: Node) -> tuple[Array, Array | None]:
@@ -233,24 +247,31 @@ def _padding(
         raise ValueError(f"auto_pad must be one of ONNX' four, got {auto_pad!r}")
     if auto_pad != "NOTSET" and "pads" in node.attributes:
         raise ValueError(f"pads and auto_pad {auto_pad} must not both be there")
-    tails = [effective_kernel(k, d) + p for k, d, p in zip(kernel, dilations, extra, strict=False)]
-    if "output_shape" in node.attributes:
-        wanted = _ints(node, "output_shape", 3, 0)
-        sizes = _input_sizes(graph, node)
-        full = [(i - 1) * s + tail for i, s, tail in zip(sizes, strides, tails, strict=True)]
-        surplus = [f - w for f, w in zip(full, wanted, strict=True)]
-    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        # O = I*s, so the input size drops out; where that is more than there is, ONNX Runtime
-        # does not extend it.
-        surplus = [max(tail - s, 0) for tail, s in zip(tails, strides, strict=True)]
-    else:
+    if auto_pad in ("NOTSET", "VALID") and "output_shape" not in node.attributes:
         pads = _ints(node, "pads", 6, 0)
         return tuple(zip(pads[:3], pads[3:], strict=True)), tuple(extra)  # type: ignore[return-value]
-    smaller = [max(total, 0) // 2 for total in surplus]
-    larger = [max(total, 0) - half for total, half in zip(surplus, smaller, strict=True)]
+    tails = [effective_kernel(k, d) + p for k, d, p in zip(kernel, dilations, extra, strict=True)]
+    surplus = _surplus(graph, node, tails, strides)
+    smaller = [max(voxels, 0) // 2 for voxels in surplus]
+    larger = [max(voxels, 0) - half for voxels, half in zip(surplus, smaller, strict=True)]
     first, last = (smaller, larger) if auto_pad == "SAME_UPPER" else (larger, smaller)
-    extra = [p + max(-total, 0) for p, total in zip(extra, surplus, strict=True)]
+    extra = [p + max(-voxels, 0) for p, voxels in zip(extra, surplus, strict=True)]
     return tuple(zip(first, last, strict=True)), tuple(extra)  # type: ignore[return-value]
+
+
+def _surplus(graph: Graph, node: Node, tails: list[int], strides: Triple) -> list[int]:
+    """Voxels, per axis, that the full result has and the wanted one has not.
+
+    ``tails`` are what a full result has beyond ``(I-1)*s``.
+    """
+    if "output_shape" not in node.attributes:
+        # SAME: O = I*s, so the input size drops out. Where that is more than there is, ONNX
+        # Runtime does not extend it.
+        return [max(tail - s, 0) for tail, s in zip(tails, strides, strict=True)]
+    axes = zip(
+        _input_sizes(graph, node), strides, tails, _ints(node, "output_shape", 3, 0), strict=True
+    )
+    return [(size - 1) * s + tail - wanted for size, s, tail, wanted in axes]
 
 
 def _input_sizes(graph: Graph, node: Node) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 from .. import arguments
 from ..layer import Conv3DTranspose
 from ..optional import require
-from .layer_info import LayerInfo, choose
+from .layer_info import LayerInfo, choose, fitting
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -143,11 +143,16 @@ def list_layers(path: Path) -> list[LayerInfo]:
     with _opened(path) as (shapes, _):
         return [
             LayerInfo(
-                where, "weight", n * shape[1], shape[2:], shape[0],
-                groups=n, use_bias=_key(where, "bias") in shapes,
+                where,
+                "weight",
+                groups * shape[1],
+                shape[2:],
+                shape[0],
+                groups=groups if _key(where, "bias") in shapes else None,  # 1 is a guess
+                use_bias=_key(where, "bias") in shapes,
             )
-            for where, shape, n in _possible(shapes)
-        ]  # fmt: skip
+            for where, shape, groups in _possible(shapes)
+        ]
 
 
 def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Array]:
@@ -155,8 +160,8 @@ def read_weights(path: Path, name: str | None, like: Conv3DTranspose) -> list[Ar
     with _opened(path) as (shapes, load):
         found = _candidates(shapes, like.groups)
         if name is None:
-            want = (like.filters // like.groups, *like.kernel_size)
-            found = [where for where in found if shapes[_key(where, "weight")][1:] == want] or found
+            weights = {where: shapes[_key(where, "weight")] for where in found}
+            found = fitting({where: (*s[2:], *s[1::-1]) for where, s in weights.items()}, like)
         weight, bias = _weights(choose(path, found, name), shapes, load)
     kernel = weight.transpose(2, 3, 4, 1, 0)
     return [kernel] if bias is None else [kernel, bias]
@@ -171,11 +176,11 @@ def _from_module(module: Any, prefix: str, given: Mapping[str, Any]) -> tuple[st
         raise ValueError(f"{', '.join(given)} must not be given for a module, which says it itself")
     parts = {path: part for path, part in module.named_modules() if _under(path, prefix)}
     transposed = {path: part for path, part in parts.items() if getattr(part, "transposed", False)}
-    fitting = [path for path, part in transposed.items() if len(_tuple(part.kernel_size)) == 3]
-    if not fitting:
+    ours = [path for path, part in transposed.items() if len(_tuple(part.kernel_size)) == 3]
+    if not ours:
         kinds = sorted({type(part).__name__ for part in (transposed or parts).values()})
         raise ValueError(f"module must have a ConvTranspose3d{_at(prefix)}, got {', '.join(kinds)}")
-    where = _one(fitting, prefix)
+    where = _one(ours, prefix)
     found = transposed[where]
     geometry = {key: getattr(found, key) for key in _GEOMETRY}
     return where, geometry, found.weight, found.bias
