@@ -1,5 +1,6 @@
 """layer.save and conv3dt.load: everything comes back, damaged files are refused."""
 
+import copy
 import io
 import json
 import random
@@ -195,6 +196,18 @@ def test_compressed_files(path):
     layer_of().save(path)
     written(path, members(path), compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="compressed"):
+        conv3dt.load(path)
+
+
+def test_arrays_that_share_their_bytes(path):
+    """A small file must not become many arrays."""
+    layer_of(use_bias=False).save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        twin = copy.copy(archive.getinfo("kernel.npy"))
+        twin.filename = "bias.npy"
+        archive.filelist.append(twin)
+        archive._didModify = True
+    with pytest.raises(ValueError, match="overlap"):
         conv3dt.load(path)
 
 

@@ -205,6 +205,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or not _known(members):
             raise ValueError(f"it holds {sorted(members)[:5]}")
+        if sum(info.file_size for info in members.values()) > os.stat(path).st_size:
+            raise ValueError("its arrays overlap")  # a few bytes could be many arrays
         return {name.removesuffix(".npy"): _array(archive, info) for name, info in members.items()}
 
 
