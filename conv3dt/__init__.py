@@ -30,6 +30,7 @@ if _TYPE_CHECKING:
     from .batchnorm import BatchNormalization
     from .dense import Dense
     from .formats import list_layers
+    from .formats.keras import from_keras
     from .formats.native import load
     from .formats.onnx import from_onnx
     from .formats.torch import from_torch
@@ -46,6 +47,7 @@ _LAZY = {
     "InputLayer": "members",
     "Reshape": "members",
     "Sequential": "sequential",
+    "from_keras": "formats.keras",
     "from_onnx": "formats.onnx",
     "from_torch": "formats.torch",
     "list_layers": "formats",
@@ -64,6 +66,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "conv3d_transpose",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "get_num_threads",

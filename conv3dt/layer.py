@@ -569,6 +569,23 @@ class Conv3DTranspose:
 
         formats.load_weights(self, path, layer)
 
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights to a ``.weights.h5`` file that Keras 3 loads.
+
+        There they are those of a model of this layer alone, for its ``load_weights``. The file
+        is written under a temporary name and renamed, so that no half of it is ever seen.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built, or `path` does not end in ``.weights.h5``.
+        ImportError
+            The package h5py is missing: ``pip install 'conv3dt[keras]'``.
+        """
+        from .formats import keras
+
+        keras.save_weights(self, path)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer, arguments and weights, to a file that `conv3dt.load` reads.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["LayerInfo", "list_layers", "load_weights"]
 
 # The end of a file's name: the module that reads it. The longest that fits counts.
-READERS = {".npz": "native", ".onnx": "onnx", ".safetensors": "torch"}
+READERS = {
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".keras": "keras",
+    ".npz": "native",
+    ".onnx": "onnx",
+    ".safetensors": "torch",
+    ".weights.json": "keras",
+}
 
 
 class Reader(Protocol):
@@ -70,8 +79,15 @@ def load_weights(
 ) -> None:
     """Set the weights of `layer` from a file, see `Conv3DTranspose.load_weights`."""
     path = Path(path)
-    weights = _reader(path).read_weights(path, name, layer)
-    if layer.built:
-        layer.set_weights(weights)
-    else:
-        layer._adopt(weights[0], weights[1] if len(weights) > 1 else None)
+    give_weights(layer, _reader(path).read_weights(path, name, layer), str(path))
+
+
+def give_weights(layer: Conv3DTranspose, weights: Sequence[Array], origin: str) -> None:
+    """Set kernel and bias, and build the layer if it is not. Errors tell where they came from."""
+    try:
+        if layer.built:
+            layer.set_weights(weights)
+        else:
+            layer._adopt(weights[0], weights[1] if len(weights) > 1 else None)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
