@@ -31,7 +31,7 @@ def conv3d_transpose(
     """Transposed 3D convolution, with the meaning of Keras' Conv3DTranspose.
 
     Per axis, with input size ``I``, kernel size ``k``, stride ``s``, dilation ``d`` and
-    effective kernel ``K = (k-1)*d + 1``::
+    effective kernel ``K = (k-1)*d + 1``:
 
         full[i*s + t*d] += x[i] * kernel[t]      (I-1)*s + K voxels
         y = activation(full[crop : crop + O] + bias)
@@ -84,15 +84,12 @@ def conv3d_transpose(
         In the dtype of `x`. float32 and float64 are computed in their own precision, the half
         types in float32. Per axis:
 
-        ========  ==============  =============================  ===========================
-        padding   output_padding  O                              crop
-        ========  ==============  =============================  ===========================
-        valid     None            (I-1)*s + max(K, s)            0
-        valid     p               (I-1)*s + K + p                0
-        same      None            I*s                            max(K-s, 0) // 2
-        same      p               (I-1)*s + K%2 + p              max(K - K%2 - p, 0) // 2
-        (lo, hi)  None is 0       (I-1)*s + K - lo - hi + p      lo
-        ========  ==============  =============================  ===========================
+            padding   output_padding  O                              crop
+            valid     None            (I-1)*s + max(K, s)            0
+            valid     p               (I-1)*s + K + p                0
+            same      None            I*s                            max(K-s, 0) // 2
+            same      p               (I-1)*s + K%2 + p              max(K - K%2 - p, 0) // 2
+            (lo, hi)  None is 0       (I-1)*s + K - lo - hi + p      lo
 
     Raises
     ------
