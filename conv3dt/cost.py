@@ -9,12 +9,18 @@ from __future__ import annotations
 from itertools import product
 from math import prod
 
-from .problem import Axis, Problem, phases
+from .problem import Axis, Problem, effective_kernel, phases
 
 STORE = 4.0  # a vector of results: bias, activation, store
-TRANSPOSE = 14.0  # the same through a transpose
+TRANSPOSE = 18.0  # the same through a transpose
 LOAD = 10.0  # transposing a vector of inputs
-ADD = 4.0  # adding a vector of products to its sum
+ADD = 12.0  # adding a vector of products to its sum, its part of a short tile
+POINT = 2.0  # finding the inputs of a tap of a tile
+FEW_SUMS = 1.8  # a product in a tile of one vector, where that is too few sums to hide their latency
+SPAN = 1.3  # a product of the lanes algorithm, most of whose inputs start within a cache line
+FAR = 2.5  # the same where the inputs of a tile do not fit the first-level cache
+NEAR_REALS = 6 << 10  # inputs of a tile that do
+PLANES_REALS = 48 << 10  # of the image of a box in the second-level cache
 WEIGHTS = 20.0  # reading a vector of weights once from the third-level cache
 TURN_IN = 6.0  # transforming a vector of inputs
 TURN_OUT = 4.0  # transforming a vector of products back
@@ -27,12 +33,16 @@ def vectors(count: int, vector: int) -> int:
     return -(-count // vector)
 
 
-def tiles(problem: Problem, vector: int, fused: bool) -> float:
+def tiles(problem: Problem, vector: int, rows: int, fused: bool) -> float:
     """Filters across the lanes: lanes are idle when they are few."""
     filters, depth = problem.filters // problem.groups, problem.in_channels // problem.groups
     repeat = problem.axes[2].stride if fused else 1
-    lanes = problem.groups * vectors(filters * repeat, vector) / repeat
-    products = prod(a.size * a.kernel for a in problem.axes) * depth * lanes
+    columns = vectors(filters * repeat, vector)
+    lanes = problem.groups * columns / repeat
+    taps = prod(a.size * a.kernel for a in problem.axes)
+    products = taps * (depth + POINT) * lanes
+    if columns == 1 and rows < 8:
+        products *= FEW_SUMS
     results = prod(a.out for a in problem.axes) * lanes
     weights = prod(problem.kernel_shape[:3]) * depth * lanes * WEIGHTS
     return products + weights + results * (STORE if problem.channels_last else STORE + TRANSPOSE)
@@ -48,9 +58,23 @@ def taps(problem: Problem, vector: int) -> float:
     loads = rows * lanes * problem.in_channels * (LOAD if problem.channels_last else 1)
     loads += weights * problem.in_channels / vector * WEIGHTS
     results = prod(a.out for a in problem.axes) * problem.filters / vector
-    streams = width.stride * (problem.filters if problem.channels_last else 1)
-    weave = STORE if streams & (streams - 1) == 0 else STORE * vector / 2
-    return products + loads + results * (STORE + weave)
+    return products + loads + results * (STORE + STORE)
+
+
+def lanes(problem: Problem, vector: int, sums: int) -> float:
+    """Positions across the lanes, in planes without idle lanes; each box loads what it reads."""
+    depth, height, width = problem.axes
+    positions = depth.size * height.size * width.size / vector
+    products = prod(a.kernel for a in problem.axes) * problem.filters * problem.in_channels
+    most_taps = prod(max(len(phase.taps) for phase in phases(a)) for a in problem.axes)
+    block = min(max(sums // problem.filters, 1), 8) * vector
+    near = most_taps * problem.in_channels * block <= NEAR_REALS
+    side = max((PLANES_REALS / (problem.in_channels * max(width.size, 1))) ** 0.5, 1.0)
+    halo = (most_taps > 1) * max(effective_kernel(a.kernel, a.dilation) for a in (depth, height))
+    reload = (1 + halo / max(side - halo, 1.0)) ** 2
+    loads = positions * problem.in_channels * reload * (LOAD if problem.channels_last else 1)
+    results = prod(a.out for a in problem.axes) * problem.filters / vector
+    return positions * products * (SPAN if near else FAR) + loads + results * (STORE + STORE)
 
 
 def depthwise(problem: Problem, vector: int) -> float:
@@ -71,10 +95,11 @@ def pieces(axis: Axis) -> int:
     return sum(min(phase.count(axis), len(phase.taps)) for phase in phases(axis))
 
 
-def winograd(problem: Problem, vector: int) -> float:
+def winograd(problem: Problem, vector: int, rows: int) -> float:
     """Tiles of 2 outputs per axis and r + 1 products for phases of r taps; transforms."""
     lanes = vectors(problem.filters, vector)
     depth = vectors(problem.in_channels, vector)
+    few = FEW_SUMS if lanes == 1 and rows < 8 else 1.0
     total = 0.0
     sides = [
         [(phase.count(axis), len(phase.taps)) for phase in phases(axis)] for axis in problem.axes
@@ -84,7 +109,7 @@ def winograd(problem: Problem, vector: int) -> float:
         tiles = prod(vectors(n, 2) if several and taps > 1 else n for n, taps in combination)
         products = prod(taps + 1 if several and taps > 1 else taps for _, taps in combination)
         panels = products * problem.in_channels * lanes
-        total += tiles * panels + panels * WEIGHTS
+        total += few * tiles * panels + panels * WEIGHTS
         if several:
             total += tiles * (products * (depth * TURN_IN + lanes * TURN_OUT) + TILE)
     results = prod(a.out for a in problem.axes) * lanes

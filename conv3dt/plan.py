@@ -25,6 +25,8 @@ from .problem import Axis, Phase, Problem, effective_kernel, phases
 PLANS_KEPT = 16
 # Taps keeps a row of sums for each phase of each filter: 20 MB in rows of 256 float32.
 MOST_STREAMS = 1 << 14
+# Lanes keeps a plane of results for each phase of the width of each filter.
+MOST_LANES = 1 << 8
 VERBOSE = os.environ.get("CONV3DT_VERBOSE") == "1"
 
 
@@ -95,7 +97,7 @@ class Tiles:
         return needs(problem, weights)
 
     def cost(self, problem: Problem, kernels: Any) -> float:
-        return cost.tiles(problem, kernels.VECTOR, self.fused(problem))
+        return cost.tiles(problem, kernels.VECTOR, kernels.MR, self.fused(problem))
 
     def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
         fused = self.fused(problem)
@@ -160,7 +162,7 @@ class Winograd:
         return needs(problem, weights)
 
     def cost(self, problem: Problem, kernels: Any) -> float:
-        return cost.winograd(problem, kernels.VECTOR)
+        return cost.winograd(problem, kernels.VECTOR, kernels.MR)
 
     def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
         axes = [phases(axis) for axis in problem.axes]
@@ -207,6 +209,37 @@ class Taps:
             problem.channels_last,
             weights.kernel,
             bias_columns(problem, weights, 1, 1),
+            float(problem.multiplications),
+        )
+
+
+class Lanes:
+    """Few filters and channels: gather by phase, positions side by side (src_pyx/lanes.pxd)."""
+
+    name = "lanes"
+    family = "direct"
+
+    def declines(self, problem: Problem, weights: Weights) -> str | None:
+        if problem.groups > 1:
+            return "groups"
+        if problem.axes[2].stride * problem.filters > MOST_LANES:
+            return "too many phases and filters in a row of results"
+        return needs(problem, weights)
+
+    def cost(self, problem: Problem, kernels: Any) -> float:
+        return cost.lanes(problem, kernels.VECTOR, kernels.MR * kernels.NV)
+
+    def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
+        packed = weights.packed(
+            (kernels.__name__, self.name), lambda: kernels.pack_lanes(weights.kernel)
+        )
+        return kernels.Lanes(
+            [record(axis, phases(axis)) for axis in problem.axes],
+            problem.in_channels,
+            problem.filters,
+            problem.channels_last,
+            packed,
+            bias_columns(problem, weights, 1, 1).reshape(-1),
             float(problem.multiplications),
         )
 
@@ -270,7 +303,7 @@ def bias_columns(problem: Problem, weights: Weights, repeat: int, vector: int) -
     return padded
 
 
-CANDIDATES: tuple[Candidate, ...] = (Depthwise(), Taps(), Tiles(), Winograd())
+CANDIDATES: tuple[Candidate, ...] = (Depthwise(), Lanes(), Taps(), Tiles(), Winograd())
 ALGORITHMS = tuple(candidate.name for candidate in CANDIDATES) + ("im2col",)
 
 

@@ -103,7 +103,7 @@ cdef inline Py_ssize_t depthwise_scratch(
     )
     cdef Py_ssize_t rows = p.band * p.axes[1].phases
     cdef Py_ssize_t sums = lines(rows * p.axes[2].phases * reach(p) * REAL_BYTES)
-    cdef Py_ssize_t run = lines(rows * run_reach(p) * REAL_BYTES)
+    cdef Py_ssize_t run = lines((rows * run_reach(p) + VECTOR) * REAL_BYTES)
     cdef Py_ssize_t image = p.filters
     cdef int a
     for a in range(3):
@@ -377,7 +377,7 @@ cdef inline void weave_phases(
     const real *sums, Py_ssize_t step, const real *zeros, Py_ssize_t phases, Py_ssize_t n,
     Py_ssize_t voxel, real *target,
 ) noexcept nogil:
-    # The voxels of the phases in turn; writes up to phases*VECTOR reals past the end.
+    # The voxels of the phases in turn; writes up to (phases + 1) * VECTOR reals past the end.
     cdef Py_ssize_t i, q, v
     if voxel == 1:
         interleave(sums, step, zeros, phases, n, target, False)

@@ -19,7 +19,9 @@ from depthwise cimport Depthwise as DepthwisePlan, Space, Terms, depthwise_scrat
 from depthwise cimport depthwise_task, depthwise_tile_rows, depthwise_units
 from epilogue cimport Activation, activate
 from geometry cimport Axis, Source, box_count, ceil_div, even_part
-from simd cimport real, vfence
+from lanes cimport Lanes as LanesPlan, LanesRoom, image_reals, lanes_rows
+from lanes cimport lanes_scratch, lanes_shape, lanes_task
+from simd cimport real, vfence, MOST_FILTERS
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
 from microkernel cimport split_rows, tile_rows
@@ -45,6 +47,8 @@ cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
 cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
+cdef Py_ssize_t PLANES_BYTES = 192 << 10
+cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
 cdef Py_ssize_t CHUNK_BYTES = 1 << 20
@@ -55,33 +59,33 @@ cdef double SIGNAL_MULTIPLICATIONS = 1e8 if _VECTOR == 1 else 1e9
 
 
 cdef void tile_narrow(
-    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
-    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
-    real *const *out, Py_ssize_t column, bint stream, int mr,
+    Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column, bint stream,
 ) noexcept nogil:
-    tile_rows(taps, low, high, a, b, ldb, sums, bias, out, column, stream, mr, 1)
+    tile_rows(rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 1)
 
 
 cdef void tile_wide(
-    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
-    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
-    real *const *out, Py_ssize_t column, bint stream, int mr,
+    Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column, bint stream,
 ) noexcept nogil:
-    tile_rows(taps, low, high, a, b, ldb, sums, bias, out, column, stream, mr, _NV)
+    tile_rows(rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, _NV)
 
 
 cdef void split_narrow(
-    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
-    const real *b, real *out, int mr,
+    Py_ssize_t rows, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out,
 ) noexcept nogil:
-    split_rows(depth, block, a, lda, b, out, mr, 1)
+    split_rows(rows, depth, block, a, lda, b, out, 1)
 
 
 cdef void split_wide(
-    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
-    const real *b, real *out, int mr,
+    Py_ssize_t rows, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out,
 ) noexcept nogil:
-    split_rows(depth, block, a, lda, b, out, mr, _NV)
+    split_rows(rows, depth, block, a, lda, b, out, _NV)
 
 
 cdef void turn_in(
@@ -333,6 +337,38 @@ def pack_winograd(cnp.ndarray kernel, axes):
     return packed, tuple(starts)
 
 
+cdef void tile_sides(TilesPlan *p, Py_ssize_t room):
+    """Boxes of about `room` register tiles that leave the fewest rows of tiles idle."""
+    cdef Py_ssize_t side[3]
+    cdef Py_ssize_t most, tiles, best = -1
+    cdef int a
+    for most in range(room * _MR, 2 * room * _MR + 1):
+        side[2] = even_part(p.axes[2].grid, most)
+        side[1] = even_part(p.axes[1].grid, most // side[2])
+        side[0] = even_part(p.axes[0].grid, most // (side[2] * side[1]))
+        tiles = boxed_tiles(p.axes, side)
+        if best < 0 or tiles < best:
+            best = tiles
+            for a in range(3):
+                p.side[a] = side[a]
+
+
+cdef Py_ssize_t boxed_tiles(const Axis *axes, const Py_ssize_t *side):
+    """Register tiles of all boxes, those at the ends of the grid included."""
+    cdef Py_ssize_t i, total = 0, positions, boxes
+    cdef int a
+    for i in range(8):
+        positions = boxes = 1
+        for a in range(3):
+            if i >> a & 1:
+                positions *= axes[a].grid % side[a]
+            else:
+                positions *= side[a]
+                boxes *= axes[a].grid // side[a]
+        total += boxes * ceil_div(positions, _MR)
+    return total
+
+
 cdef void minimal_sides(TilesPlan *p):
     """Equal boxes of whole tiles, whose transformed inputs fit a part of the second-level
     cache: the fewest, and of these the ones that load the fewest inputs."""
@@ -416,10 +452,7 @@ cdef class Tiles(Plan):
         p.group_panel = weights.size // groups
         p.bias = reals(bias)
         p.zeros = reals(zeros)
-        room = 10 * _MR if weights.nbytes < 1 << 20 else 20 * _MR
-        p.side[2] = even_part(p.axes[2].grid, room)
-        p.side[1] = even_part(p.axes[1].grid, max(room // p.side[2], 1))
-        p.side[0] = even_part(p.axes[0].grid, max(room // (p.side[2] * p.side[1]), 1))
+        tile_sides(p, LEAST_TILES if weights.nbytes < 1 << 20 else 2 * LEAST_TILES)
         for a in range(3):
             p.spread[a] = 1
         p.together = 1
@@ -541,6 +574,106 @@ cdef class Taps(Plan):
         self.most_chunks = 1
         self.scratch = taps_scratch(p, NULL, &room)
         self.task = taps_task
+        self.self_plan = p
+
+
+def pack_lanes(kernel):
+    """Weights as lanes.pxd reads them: [tap][some filters][channel][filter].
+
+    kernel: (kd, kh, kw, filters, channels).
+    """
+    d, h, w, filters, channels = kernel.shape
+    some = filters_of_a_tile(filters)
+    taps = kernel.reshape(d * h * w, filters, channels)
+    parts = [
+        taps[:, f:f + some].transpose(0, 2, 1).reshape(d * h * w, -1)
+        for f in range(0, filters, some)
+    ]
+    packed = aligned(kernel.size)
+    np.concatenate(parts, axis=1, out=packed.reshape(d * h * w, -1))
+    return packed
+
+
+def filters_of_a_tile(Py_ssize_t filters):
+    """Equal parts, the last of them may be smaller."""
+    return even_part(filters, MOST_FILTERS)
+
+
+cdef void lanes_tile(
+    Py_ssize_t positions, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, const real *const *b, Py_ssize_t ldb, const real *bias,
+    bint more, real *out, Py_ssize_t ldo, int mr,
+) noexcept nogil:
+    lanes_rows(positions, taps, low, high, a, b, ldb, bias, more, out, ldo, mr)
+
+
+cdef void lanes_sides(LanesPlan *p):
+    """Boxes whose image and sums fit a part of the second-level cache: of these the ones that load
+    the fewest inputs, in enough boxes for threads to share."""
+    cdef Py_ssize_t best[2]
+    cdef Py_ssize_t loads, boxes, least = -1, d, h
+    cdef int a
+    best[0] = best[1] = 1
+    p.side[2] = even_part(p.axes[2].grid, 256)
+    for d in range(1, p.axes[0].grid + 1):
+        for h in range(1, p.axes[1].grid + 1):
+            if even_part(p.axes[0].grid, d) < d or even_part(p.axes[1].grid, h) < h:
+                continue
+            p.side[0] = d
+            p.side[1] = h
+            lanes_shape(p)
+            if (image_reals(p) + p.streams * p.span) * REAL_BYTES > PLANES_BYTES:
+                break
+            boxes = loads = box_count(p.side, p.axes)
+            for a in range(2):
+                loads *= p.side[a] + p.axes[a].high - p.axes[a].low
+            if least < 0 or (loads < least and boxes >= LEAST_BOXES):
+                least = loads
+                best[0] = d
+                best[1] = h
+    p.side[0] = best[0]
+    p.side[1] = best[1]
+    lanes_shape(p)
+
+
+cdef class Lanes(Plan):
+    """A problem prepared for the lanes algorithm."""
+
+    cdef LanesPlan plan
+
+    def __init__(
+        self, axes, Py_ssize_t channels, Py_ssize_t filters, bint channels_last,
+        cnp.ndarray packed, cnp.ndarray bias, double multiplications,
+    ):
+        """axes: records of `set_axis`; packed: from `pack_lanes`; bias: (filters,)."""
+        cdef LanesPlan *p = &self.plan
+        cdef LanesRoom room
+        cdef int a
+        stride = axes[2][2]
+        spread = np.tile(bias, stride) if channels_last else np.repeat(bias, stride)
+        zeros = np.zeros_like(spread)
+        self.keep = [packed, bias, spread, zeros]
+        for a in range(3):
+            self.set_axis(&p.axes[a], axes[a])
+        p.channels = channels
+        p.filters = filters
+        p.some = filters_of_a_tile(filters)
+        p.streams = stride * filters
+        p.channels_last = channels_last
+        p.weights = reals(packed)
+        p.bias = reals(bias)
+        p.spread = reals(spread)
+        p.zeros = reals(zeros)
+        p.tile = lanes_tile
+        lanes_sides(p)
+        self.channels_last = channels_last
+        self.multiplications = multiplications
+        self.tasks = box_count(p.side, p.axes)
+        self.share = 1
+        self.least_chunks = 1
+        self.most_chunks = 1
+        self.scratch = lanes_scratch(p, NULL, &room)
+        self.task = lanes_task
         self.self_plan = p
 
 

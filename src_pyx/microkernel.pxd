@@ -39,165 +39,232 @@ cdef inline Py_ssize_t tap_block(Py_ssize_t depth) noexcept nogil:
 
 
 ctypedef void (*Tile)(
-    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
-    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
-    real *const *out, Py_ssize_t column, bint stream, int mr,
+    Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column,
+    bint stream,
 ) noexcept nogil
 
 ctypedef void (*SplitTile)(
-    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
-    const real *b, real *out, int mr,
+    Py_ssize_t rows, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out,
 ) noexcept nogil
 
 
 cdef inline void tile_sized(
-    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
-    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
-    real *const *out, Py_ssize_t column, bint stream, int mr, int nv,
+    Py_ssize_t tiles, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column,
+    bint stream, int mr, int nv,
 ) noexcept nogil:
-    cdef vf acc[MR][NV]
-    cdef vf row[NV]
-    cdef vf scalar
-    cdef Py_ssize_t t, k
-    cdef int i, j
-    for i in range(mr):
-        for j in range(nv):
-            acc[i][j] = vset(0)
-    for t in range(taps):
-        for k in range(low, high):
-            for j in range(nv):
-                row[j] = vload(b + j * VECTOR)
+    # Loops over the rows are innermost and within another: only these does GCC unroll before
+    # it decides that the accumulators are registers.
+    cdef vf left[MR]
+    cdef vf right[MR]
+    cdef vf b0, b1, scalar
+    cdef Py_ssize_t n, t, k
+    cdef const real *const *row
+    cdef const real *term
+    cdef int i
+    for n in range(tiles):
+        for i in range(mr):
+            left[i] = vset(0)
+            right[i] = vset(0)
+        row = a
+        term = b
+        for t in range(taps):
+            for k in range(low, high):
+                b0 = vload(term)
+                b1 = vload(term + VECTOR * (nv - 1))
+                for i in range(mr):
+                    scalar = vset(row[i][k])
+                    left[i] = vfma(scalar, b0, left[i])
+                    if nv > 1:
+                        right[i] = vfma(scalar, b1, right[i])
+                term += ldb
+            row += MR
+        if bias == NULL and sums != NULL:  # row by row: rows of `out` may overlap each other
             for i in range(mr):
-                scalar = vset(a[i][k])
-                for j in range(nv):
-                    acc[i][j] = vfma(scalar, row[j], acc[i][j])
-            b += ldb
-        a += MR
-    if bias == NULL and sums != NULL:  # row by row: rows of `out` may overlap each other
-        for i in range(mr):
-            for j in range(nv):
-                vstore(
-                    out[i] + column + j * VECTOR,
-                    vadd(acc[i][j], vload(sums[i] + column + j * VECTOR)),
-                )
-        return
-    if sums != NULL:
-        for i in range(mr):
-            for j in range(nv):
-                acc[i][j] = vadd(acc[i][j], vload(sums[i] + j * VECTOR))
-    if bias != NULL:
-        for j in range(nv):
-            row[j] = vload(bias + j * VECTOR)
-        for i in range(mr):
-            for j in range(nv):
-                acc[i][j] = vadd(acc[i][j], row[j])
-    if stream:
-        for i in range(mr):
-            for j in range(nv):
-                vstream(out[i] + column + j * VECTOR, acc[i][j])
-        return
-    for i in range(mr):
-        for j in range(nv):
-            vstore(out[i] + column + j * VECTOR, acc[i][j])
+                vstore(out[i] + column, vadd(left[i], vload(sums[i] + column)))
+                if nv > 1:
+                    vstore(
+                        out[i] + column + VECTOR,
+                        vadd(right[i], vload(sums[i] + column + VECTOR)),
+                    )
+        else:
+            if sums != NULL:
+                for i in range(mr):
+                    left[i] = vadd(left[i], vload(sums[i]))
+                    if nv > 1:
+                        right[i] = vadd(right[i], vload(sums[i] + VECTOR))
+            if bias != NULL:
+                b0 = vload(bias)
+                b1 = vload(bias + VECTOR * (nv - 1))
+                for i in range(mr):
+                    left[i] = vadd(left[i], b0)
+                    if nv > 1:
+                        right[i] = vadd(right[i], b1)
+            if stream:
+                for i in range(mr):
+                    vstream(out[i] + column, left[i])
+                    if nv > 1:
+                        vstream(out[i] + column + VECTOR, right[i])
+            else:
+                for i in range(mr):
+                    vstore(out[i] + column, left[i])
+                    if nv > 1:
+                        vstore(out[i] + column + VECTOR, right[i])
+        a += next_a
+        out += mr
+        if sums != NULL:
+            sums += mr
 
 
-cdef inline void tile_rows(
-    Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high, const real *const *a,
-    const real *b, Py_ssize_t ldb, const real *const *sums, const real *bias,
-    real *const *out, Py_ssize_t column, bint stream, int mr, int nv,
+cdef inline void tile_constant(
+    Py_ssize_t tiles, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column,
+    bint stream, int mr, int nv,
 ) noexcept nogil:
     # A constant row count for every call: only then do the accumulators live in registers.
     if mr == 1:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 1 if 1 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 1 if 1 < MR else MR, nv)
     elif mr == 2:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 2 if 2 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 2 if 2 < MR else MR, nv)
     elif mr == 3:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 3 if 3 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 3 if 3 < MR else MR, nv)
     elif mr == 4:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 4 if 4 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 4 if 4 < MR else MR, nv)
     elif mr == 5:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 5 if 5 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 5 if 5 < MR else MR, nv)
     elif mr == 6:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 6 if 6 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 6 if 6 < MR else MR, nv)
     elif mr == 7:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 7 if 7 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 7 if 7 < MR else MR, nv)
     elif mr == 8:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 8 if 8 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 8 if 8 < MR else MR, nv)
     elif mr == 9:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 9 if 9 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 9 if 9 < MR else MR, nv)
     elif mr == 10:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 10 if 10 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 10 if 10 < MR else MR, nv)
     elif mr == 11:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 11 if 11 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 11 if 11 < MR else MR, nv)
     elif mr == 12:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 12 if 12 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 12 if 12 < MR else MR, nv)
     elif mr == 13:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, 13 if 13 < MR else MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 13 if 13 < MR else MR, nv)
     else:
-        tile_sized(taps, low, high, a, b, ldb, sums, bias, out, column, stream, MR, nv)
+        tile_sized(tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, MR, nv)
+
+
+cdef inline void tile_rows(
+    Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
+    const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
+    const real *const *sums, const real *bias, real *const *out, Py_ssize_t column,
+    bint stream, int nv,
+) noexcept nogil:
+    # All rows in whole tiles, and those that are left in one more.
+    cdef Py_ssize_t part = MR, tiles = rows // MR
+    while rows > 0:
+        if tiles == 0:
+            part = rows
+            tiles = 1
+        tile_constant(
+            tiles, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, <int>part, nv
+        )
+        a += tiles * next_a
+        out += tiles * part
+        if sums != NULL:
+            sums += tiles * part
+        rows -= tiles * part
+        tiles = 0
 
 
 cdef inline void split_sized(
-    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    Py_ssize_t tiles, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
     const real *b, real *out, int mr, int nv,
 ) noexcept nogil:
     # out[i] = sum over k < depth of a[i * lda + k] * b[k], in blocks; rows of out NR apart.
-    cdef vf acc[MR][NV]
-    cdef vf row[NV]
-    cdef vf scalar
-    cdef Py_ssize_t low, k
-    cdef int i, j
-    for low from 0 <= low < depth by block:
-        for i in range(mr):
-            for j in range(nv):
-                acc[i][j] = vset(0)
-        for k in range(low, min(low + block, depth)):
-            for j in range(nv):
-                row[j] = vload(b + j * VECTOR)
+    # The loops are as in tile_sized.
+    cdef vf left[MR]
+    cdef vf right[MR]
+    cdef vf b0, b1, scalar
+    cdef Py_ssize_t n, low, k
+    cdef const real *term
+    cdef int i
+    for n in range(tiles):
+        term = b
+        for low from 0 <= low < depth by block:
             for i in range(mr):
-                scalar = vset(a[i * lda + k])
-                for j in range(nv):
-                    acc[i][j] = vfma(scalar, row[j], acc[i][j])
-            b += nv * VECTOR
-        if low > 0:
+                left[i] = vset(0)
+                right[i] = vset(0)
+            for k in range(low, min(low + block, depth)):
+                b0 = vload(term)
+                b1 = vload(term + VECTOR * (nv - 1))
+                for i in range(mr):
+                    scalar = vset(a[i * lda + k])
+                    left[i] = vfma(scalar, b0, left[i])
+                    if nv > 1:
+                        right[i] = vfma(scalar, b1, right[i])
+                term += nv * VECTOR
+            if low > 0:
+                for i in range(mr):
+                    left[i] = vadd(left[i], vload(out + i * NR))
+                    if nv > 1:
+                        right[i] = vadd(right[i], vload(out + i * NR + VECTOR))
             for i in range(mr):
-                for j in range(nv):
-                    acc[i][j] = vadd(acc[i][j], vload(out + i * NR + j * VECTOR))
-        for i in range(mr):
-            for j in range(nv):
-                vstore(out + i * NR + j * VECTOR, acc[i][j])
+                vstore(out + i * NR, left[i])
+                if nv > 1:
+                    vstore(out + i * NR + VECTOR, right[i])
+        a += mr * lda
+        out += mr * NR
+
+
+cdef inline void split_constant(
+    Py_ssize_t tiles, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int mr, int nv,
+) noexcept nogil:
+    # As tile_constant.
+    if mr == 1:
+        split_sized(tiles, depth, block, a, lda, b, out, 1 if 1 < MR else MR, nv)
+    elif mr == 2:
+        split_sized(tiles, depth, block, a, lda, b, out, 2 if 2 < MR else MR, nv)
+    elif mr == 3:
+        split_sized(tiles, depth, block, a, lda, b, out, 3 if 3 < MR else MR, nv)
+    elif mr == 4:
+        split_sized(tiles, depth, block, a, lda, b, out, 4 if 4 < MR else MR, nv)
+    elif mr == 5:
+        split_sized(tiles, depth, block, a, lda, b, out, 5 if 5 < MR else MR, nv)
+    elif mr == 6:
+        split_sized(tiles, depth, block, a, lda, b, out, 6 if 6 < MR else MR, nv)
+    elif mr == 7:
+        split_sized(tiles, depth, block, a, lda, b, out, 7 if 7 < MR else MR, nv)
+    elif mr == 8:
+        split_sized(tiles, depth, block, a, lda, b, out, 8 if 8 < MR else MR, nv)
+    elif mr == 9:
+        split_sized(tiles, depth, block, a, lda, b, out, 9 if 9 < MR else MR, nv)
+    elif mr == 10:
+        split_sized(tiles, depth, block, a, lda, b, out, 10 if 10 < MR else MR, nv)
+    elif mr == 11:
+        split_sized(tiles, depth, block, a, lda, b, out, 11 if 11 < MR else MR, nv)
+    elif mr == 12:
+        split_sized(tiles, depth, block, a, lda, b, out, 12 if 12 < MR else MR, nv)
+    elif mr == 13:
+        split_sized(tiles, depth, block, a, lda, b, out, 13 if 13 < MR else MR, nv)
+    else:
+        split_sized(tiles, depth, block, a, lda, b, out, MR, nv)
 
 
 cdef inline void split_rows(
-    Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
-    const real *b, real *out, int mr, int nv,
+    Py_ssize_t rows, Py_ssize_t depth, Py_ssize_t block, const real *a, Py_ssize_t lda,
+    const real *b, real *out, int nv,
 ) noexcept nogil:
-    # As tile_rows.
-    if mr == 1:
-        split_sized(depth, block, a, lda, b, out, 1 if 1 < MR else MR, nv)
-    elif mr == 2:
-        split_sized(depth, block, a, lda, b, out, 2 if 2 < MR else MR, nv)
-    elif mr == 3:
-        split_sized(depth, block, a, lda, b, out, 3 if 3 < MR else MR, nv)
-    elif mr == 4:
-        split_sized(depth, block, a, lda, b, out, 4 if 4 < MR else MR, nv)
-    elif mr == 5:
-        split_sized(depth, block, a, lda, b, out, 5 if 5 < MR else MR, nv)
-    elif mr == 6:
-        split_sized(depth, block, a, lda, b, out, 6 if 6 < MR else MR, nv)
-    elif mr == 7:
-        split_sized(depth, block, a, lda, b, out, 7 if 7 < MR else MR, nv)
-    elif mr == 8:
-        split_sized(depth, block, a, lda, b, out, 8 if 8 < MR else MR, nv)
-    elif mr == 9:
-        split_sized(depth, block, a, lda, b, out, 9 if 9 < MR else MR, nv)
-    elif mr == 10:
-        split_sized(depth, block, a, lda, b, out, 10 if 10 < MR else MR, nv)
-    elif mr == 11:
-        split_sized(depth, block, a, lda, b, out, 11 if 11 < MR else MR, nv)
-    elif mr == 12:
-        split_sized(depth, block, a, lda, b, out, 12 if 12 < MR else MR, nv)
-    elif mr == 13:
-        split_sized(depth, block, a, lda, b, out, 13 if 13 < MR else MR, nv)
-    else:
-        split_sized(depth, block, a, lda, b, out, MR, nv)
+    # Equal tiles: a product of minimal filtering often has few rows.
+    cdef Py_ssize_t part = even_part(rows, MR), tiles
+    while rows > 0:
+        part = min(part, rows)
+        tiles = rows // part
+        split_constant(tiles, depth, block, a, lda, b, out, <int>part, nv)
+        a += tiles * part * lda
+        out += tiles * part * NR
+        rows -= tiles * part

@@ -52,6 +52,9 @@ typedef float real;
 #define VECTOR (VECTOR_BYTES / REAL_BYTES)
 #define NR (NV * VECTOR)
 #define ROWS (MR < 8 ? 4 : 8)
+#define SUMS (MR * NV) /* accumulators, also of tiles of another shape */
+#define MOST_VECTORS 8
+#define MOST_FILTERS (SUMS > 16 ? 8 : SUMS / 2)
 
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
@@ -113,6 +116,7 @@ INLINE void vfence(void) {}
 INLINE vf vset(real s) { return s; }
 INLINE vf vzip_lo(vf a, vf b) { (void)b; return a; }
 INLINE vf vzip_hi(vf a, vf b) { (void)a; return b; }
+INLINE void vtranspose(vf *v) { (void)v; }
 INLINE vf vselect(vm m, vf a, vf b) { return m ? a : b; }
 INLINE vf vpow2(vf n) { /* as below; a word, because NaN comes here too */
     word i;
@@ -166,6 +170,47 @@ INLINE void vfence(void) {}
 #define SHUFFLE(a, b, list) SHUFFLE_(a, b, list)
 INLINE vf vzip_lo(vf a, vf b) { return SHUFFLE(a, b, LO_); } /* a0 b0 a1 b1 ... */
 INLINE vf vzip_hi(vf a, vf b) { return SHUFFLE(a, b, HI_); } /* the second half of that */
+#if VECTOR_BYTES == 32 /* halves are slow to cross: 24 shuffles for 8 x 8 in place of 48 */
+#define HALF (VECTOR / 2)
+#if VECTOR == 8
+#define LO_HALVES_ 0, 8, 1, 9, 4, 12, 5, 13 /* the zips of both halves */
+#define HI_HALVES_ 2, 10, 3, 11, 6, 14, 7, 15
+#define FIRST_HALVES_ 0, 1, 2, 3, 8, 9, 10, 11
+#define LAST_HALVES_ 4, 5, 6, 7, 12, 13, 14, 15
+#else
+#define LO_HALVES_ 0, 4, 2, 6
+#define HI_HALVES_ 1, 5, 3, 7
+#define FIRST_HALVES_ 0, 1, 4, 5
+#define LAST_HALVES_ 2, 3, 6, 7
+#endif
+INLINE void vtranspose(vf *v) { /* VECTOR vectors: columns become rows */
+    vf t[VECTOR];
+    for (int level = 1; level < LOG2_VECTOR; level++) {
+        for (int i = 0; i < VECTOR; i += 2) { /* pairs within each half of the rows */
+            vf *pair = v + i / HALF * HALF + i % HALF / 2;
+            t[i] = SHUFFLE(pair[0], pair[HALF / 2], LO_HALVES_);
+            t[i + 1] = SHUFFLE(pair[0], pair[HALF / 2], HI_HALVES_);
+        }
+        for (int i = 0; i < VECTOR; i++) v[i] = t[i];
+    }
+    for (int i = 0; i < HALF; i++) {
+        vf a = v[i], b = v[i + HALF];
+        v[i] = SHUFFLE(a, b, FIRST_HALVES_);
+        v[i + HALF] = SHUFFLE(a, b, LAST_HALVES_);
+    }
+}
+#else
+INLINE void vtranspose(vf *v) { /* VECTOR vectors: columns become rows */
+    vf t[VECTOR];
+    for (int level = 0; level < LOG2_VECTOR; level++) { /* each rotates the bits of (row, column) */
+        for (int i = 0; i < VECTOR / 2; i++) {
+            t[2 * i] = vzip_lo(v[i], v[i + VECTOR / 2]);
+            t[2 * i + 1] = vzip_hi(v[i], v[i + VECTOR / 2]);
+        }
+        for (int i = 0; i < VECTOR; i++) v[i] = t[i];
+    }
+}
+#endif
 INLINE vf vselect(vm m, vf a, vf b) { return (vf)((m & (vm)a) | (~m & (vm)b)); }
 INLINE vf vpow2(vf n) { /* 2**n for an integer n within the exponent's range */
     return (vf)(((vm)(n + ROUNDER) + EXPONENT_BIAS) << MANTISSA);
@@ -175,8 +220,10 @@ INLINE vf vpow2(vf n) { /* 2**n for an integer n within the exponent's range */
 
 #if defined(__GNUC__)
 INLINE void vprefetch(real *p) { __builtin_prefetch(p, 1); } /* for writing */
+INLINE void vfetch(const real *p) { __builtin_prefetch(p, 0); } /* for reading */
 #else
 INLINE void vprefetch(real *p) { (void)p; }
+INLINE void vfetch(const real *p) { (void)p; }
 #endif
 INLINE vf vadd(vf a, vf b) { return a + b; }
 INLINE vf vsub(vf a, vf b) { return a - b; }

@@ -11,6 +11,9 @@ cdef extern from "simd.h" nogil:
         MR  # rows of the register tile
         NV  # vectors in a row of it
         NR  # reals in a row of it: NV * VECTOR
+        SUMS  # accumulators
+        MOST_VECTORS  # of positions, in a tile of the lanes algorithm
+        MOST_FILTERS  # of such a tile
         ROWS  # rows of the depthwise tile, a power of two
         REAL_BYTES
         VECTOR_BYTES
@@ -20,6 +23,8 @@ cdef extern from "simd.h" nogil:
     void vstream(real *p, vf v)
     void vfence()
     void vprefetch(real *p)  # the cache line around p, for writing
+    void vfetch(const real *p)  # for reading
+    void vtranspose(vf *v)  # VECTOR vectors: columns become rows
     vf vset(real s)
     vf vadd(vf a, vf b)
     vf vsub(vf a, vf b)

@@ -24,7 +24,7 @@ from call cimport Call
 from tiles cimport lines
 from epilogue cimport LINEAR, activate
 from geometry cimport Axis, Box, box_at, even_part
-from microkernel cimport Tile, depth_block
+from microkernel cimport depth_block
 from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, vload, vstore, vset, vadd
 from transfer cimport interleave, put_voxels, put_woven, transpose_into
 
@@ -135,20 +135,16 @@ cdef inline void multiply_row(
     Py_ssize_t shift,
 ) noexcept nogil:
     # The panel's n positions times `count` rows of weights, into sums `shift` further on.
-    cdef Py_ssize_t i, j, low
+    cdef Py_ssize_t j, low
     cdef Py_ssize_t block = depth_block(p.channels)
-    cdef Py_ssize_t part = even_part(count, MR)
-    cdef Tile tile
     for j from 0 <= j < n by NR:
-        tile = call.tile[n - j > VECTOR]
-        for i from 0 <= i < count by part:
-            for low from 0 <= low < p.channels by block:
-                tile(
-                    1, low, min(low + block, p.channels), room.weights + i,
-                    room.panel + low * row + j, row,
-                    <const real *const *>(room.targets + i) if p.overlap or low > 0 else NULL,
-                    NULL, room.targets + i, shift + j, False, <int>min(part, count - i),
-                )
+        for low from 0 <= low < p.channels by block:
+            call.tile[n - j > VECTOR](
+                count, 1, low, min(low + block, p.channels), room.weights, MR,
+                room.panel + low * row + j, row,
+                <const real *const *>room.targets if p.overlap or low > 0 else NULL,
+                NULL, room.targets, shift + j, False,
+            )
 
 
 cdef inline void finish_streams(

@@ -385,9 +385,8 @@ cdef inline void multiply(
     cdef Py_ssize_t width = nv * VECTOR
     cdef Py_ssize_t most_taps = tap_block(depth)
     cdef Py_ssize_t most_channels = depth_block(depth)
-    cdef Py_ssize_t t, n, low, high, i
+    cdef Py_ssize_t t, n, low, high
     cdef bint first, last
-    cdef int mr
     cdef Tile tile = call.tile[nv > 1]
     for t from 0 <= t < taps by most_taps:
         n = min(most_taps, taps - t)
@@ -395,14 +394,11 @@ cdef inline void multiply(
             high = min(low + most_channels, depth)
             first = t + low == 0
             last = t + n == taps and high == depth
-            for i from 0 <= i < positions by MR:
-                mr = <int>min(MR, positions - i)
-                tile(
-                    n, low, high, rows + i * taps + t * MR, panel, width,
-                    <const real *const *>(sums + i) if not first else NULL,
-                    bias if last else NULL, (outputs if last else sums) + i,
-                    column if last else 0, stream and last, mr,
-                )
+            tile(
+                positions, n, low, high, rows + t * MR, taps * MR, panel, width,
+                <const real *const *>sums if not first else NULL, bias if last else NULL,
+                outputs if last else sums, column if last else 0, stream and last,
+            )
             panel += n * (high - low) * width
 
 

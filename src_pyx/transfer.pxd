@@ -7,7 +7,7 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 from simd cimport (
     real, vf, VECTOR, LOG2_VECTOR, VECTOR_BYTES, REAL_BYTES,
-    vadd, vload, vprefetch, vset, vstore, vstream, vzip_lo, vzip_hi,
+    vadd, vfetch, vload, vprefetch, vset, vstore, vstream, vtranspose, vzip_lo, vzip_hi,
 )
 
 
@@ -91,8 +91,7 @@ cdef inline void transpose_block(
     cdef int i
     for i in range(VECTOR):
         rows[i] = vload(source + i * source_step)
-    if VECTOR > 1:
-        shuffle(rows, VECTOR, LOG2_VECTOR)
+    vtranspose(rows)
     for i in range(VECTOR):
         vstore(target + i * target_step, rows[i])
 
@@ -105,8 +104,7 @@ cdef inline void gather_block(
     cdef int i
     for i in range(VECTOR):
         rows[i] = vload(source[i] + column)
-    if VECTOR > 1:
-        shuffle(rows, VECTOR, LOG2_VECTOR)
+    vtranspose(rows)
     for i in range(VECTOR):
         vstore(target + i * target_step, rows[i])
 
@@ -119,8 +117,7 @@ cdef inline void scatter_block(
     cdef int i
     for i in range(VECTOR):
         rows[i] = vload(source + i * source_step)
-    if VECTOR > 1:
-        shuffle(rows, VECTOR, LOG2_VECTOR)
+    vtranspose(rows)
     for i in range(VECTOR):
         vstore(target[i] + column, rows[i])
 
@@ -183,13 +180,15 @@ cdef inline void transpose_into(
     real *target, Py_ssize_t target_step,
 ) noexcept nogil:
     # target[j][i] = source[i][j] for i < rows, j < columns; nothing else is touched.
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, k
     cdef Py_ssize_t done = 0
     if rows >= VECTOR and columns >= VECTOR:  # last blocks overlap the ones before
         for i from 0 <= i < rows by VECTOR:
             i = min(i, rows - VECTOR)
             for j from 0 <= j < columns by VECTOR:
                 j = min(j, columns - VECTOR)
+                for k in range(VECTOR):  # the order is too wild for the machine to guess
+                    vfetch(source + (i + VECTOR + k) * source_step + j)
                 transpose_block(
                     source + i * source_step + j, source_step,
                     target + j * target_step + i, target_step,
@@ -210,13 +209,43 @@ cdef inline void transpose_into(
             target[j * target_step + i] = source[i * source_step + j]
 
 
+cdef inline void turn(
+    const real *source, Py_ssize_t step, const real *bias, Py_ssize_t streams,
+    Py_ssize_t n, real *target, bint stream,
+) noexcept nogil:
+    # As weave, any number of streams, by transposes. Where the last vector of a voxel is not whole
+    # it is stored first, and what it spills into the next voxel is overwritten; the last of all
+    # spills into a vector behind the target.
+    cdef vf rows[VECTOR]
+    cdef Py_ssize_t i, g
+    cdef int s
+    for i from 0 <= i < n by VECTOR:
+        for g from (streams - 1) // VECTOR * VECTOR >= g >= 0 by VECTOR:
+            for s in range(VECTOR):
+                rows[s] = vset(0)
+                if g + s < streams:
+                    rows[s] = vadd(vload(source + (g + s) * step + i), vset(bias[g + s]))
+            vtranspose(rows)
+            if stream:
+                for s in range(VECTOR):
+                    vstream(target + (i + s) * streams + g, rows[s])
+            else:
+                for s in range(VECTOR):
+                    vstore(target + (i + s) * streams + g, rows[s])
+
+
+cdef inline bint exact(Py_ssize_t streams) noexcept nogil:
+    # Whether nothing is stored behind the streams when they are interleaved.
+    return streams % VECTOR == 0 or streams in (1, 2, 4, 8)
+
+
 cdef inline void interleave(
     const real *source, Py_ssize_t step, const real *bias, Py_ssize_t streams,
     Py_ssize_t n, real *target, bint stream,
 ) noexcept nogil:
     # target[streams*i + s] = source[s][i] + bias[s] for i < n; source is read and target
-    # written up to the next whole vector of i. `stream` wants an aligned target.
-    cdef Py_ssize_t i, s
+    # written up to the next whole vector of i, and another where not `exact`. `stream` wants
+    # an aligned target.
     n = (n + VECTOR - 1) // VECTOR * VECTOR
     if streams == 1:
         weave(source, step, bias, 1, 0, n, target, stream)
@@ -224,14 +253,10 @@ cdef inline void interleave(
         weave(source, step, bias, 2, 1, n, target, stream)
     elif streams == 4 and VECTOR >= 4:
         weave(source, step, bias, 4, 2, n, target, stream)
-    elif streams == 8 and VECTOR >= 8:
+    elif streams == 8 and VECTOR > 8:
         weave(source, step, bias, 8, 3, n, target, stream)
-    elif streams == 16 and VECTOR >= 16:
-        weave(source, step, bias, 16, 4, n, target, stream)
     else:
-        for s in range(streams):
-            for i in range(n):
-                target[streams * i + s] = source[s * step + i] + bias[s]
+        turn(source, step, bias, streams, n, target, stream)
 
 
 cdef inline void put_woven(
@@ -240,6 +265,10 @@ cdef inline void put_woven(
 ) noexcept nogil:
     # y[0:length] = the streams interleaved, + bias; `mixed` holds what is no whole vector.
     cdef Py_ssize_t whole = length // (streams * VECTOR) * VECTOR
+    if not exact(streams):
+        interleave(source, step, bias, streams, (length + streams - 1) // streams, mixed, False)
+        put_run(y, mixed, length, stream)
+        return
     interleave(
         source, step, bias, streams, whole, y, stream and (<uintptr_t>y) % VECTOR_BYTES == 0
     )

@@ -29,7 +29,7 @@
 from call cimport Call, Grid
 from geometry cimport Axis, Source, even_part
 from microkernel cimport depth_block, tap_block
-from simd cimport real, vf, MR, NR, REAL_BYTES, VECTOR, vload, vstore, vstream, vadd, vsub
+from simd cimport real, vf, NR, REAL_BYTES, VECTOR, vload, vstore, vstream, vadd, vsub
 
 cdef enum:
     WIDEST = 4  # products along an axis
@@ -213,14 +213,9 @@ cdef inline void multiply_images(
     # products[product][tile][NR] = images x panel, product by product.
     cdef Py_ssize_t tiles = grid.tiles[0] * grid.tiles[1] * grid.tiles[2]
     cdef Py_ssize_t block = minimal_block(channels)
-    cdef Py_ssize_t most = even_part(tiles, MR)
-    cdef Py_ssize_t p, t
+    cdef Py_ssize_t p
     for p in range(grid_products(grid)):
-        for t from 0 <= t < tiles by most:
-            call.split[nv > 1](
-                channels, block, images + t * padded, padded, panel, products + t * NR,
-                <int>min(most, tiles - t),
-            )
+        call.split[nv > 1](tiles, channels, block, images, padded, panel, products)
         panel += channels * nv * VECTOR
         images += grid_step(grid, padded)
         products += grid_step(grid, NR)

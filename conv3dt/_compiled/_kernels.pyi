@@ -56,6 +56,18 @@ class Taps(Plan):
         multiplications: float,
     ) -> None: ...
 
+class Lanes(Plan):
+    def __init__(
+        self,
+        axes: Sequence[_Axis],
+        channels: int,
+        filters: int,
+        channels_last: bool,
+        packed: _Array,
+        bias: _Array,
+        multiplications: float,
+    ) -> None: ...
+
 class Depthwise(Plan):
     def __init__(
         self,
@@ -70,5 +82,7 @@ class Depthwise(Plan):
 
 def pack_tiles(kernel: _Array, axes: _PhaseTaps, groups: int, fused: bool) -> _Packed: ...
 def pack_winograd(kernel: _Array, axes: _PhaseTaps) -> _Packed: ...
+def pack_lanes(kernel: _Array) -> _Array: ...
+def filters_of_a_tile(filters: int) -> int: ...
 def pack_depthwise(kernel: _Array) -> _Array: ...
 def wrapped(row: _Array) -> _Array: ...
