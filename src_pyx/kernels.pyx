@@ -48,6 +48,7 @@ cdef Py_ssize_t BOX_REALS = 16 << 10
 cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
 cdef Py_ssize_t PLANES_BYTES = 192 << 10
+cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
@@ -611,10 +612,12 @@ cdef void lanes_sides(LanesPlan *p):
     """Boxes whose image and sums fit a part of the second-level cache: of these the ones that load
     the fewest inputs, in enough boxes for threads to share."""
     cdef Py_ssize_t best[2]
-    cdef Py_ssize_t loads, boxes, least = -1, d, h
+    cdef Py_ssize_t loads, boxes, least = -1, d, h, room = PLANES_BYTES
     cdef int a
     best[0] = best[1] = 1
     p.side[2] = even_part(p.axes[2].grid, 256)
+    if p.axes[0].low == p.axes[0].high and p.axes[1].low == p.axes[1].high:
+        room = NEAR_BYTES  # nothing is loaded twice
     for d in range(1, p.axes[0].grid + 1):
         for h in range(1, p.axes[1].grid + 1):
             if even_part(p.axes[0].grid, d) < d or even_part(p.axes[1].grid, h) < h:
@@ -622,11 +625,12 @@ cdef void lanes_sides(LanesPlan *p):
             p.side[0] = d
             p.side[1] = h
             lanes_shape(p)
-            if (image_reals(p) + p.streams * p.span) * REAL_BYTES > PLANES_BYTES:
+            if (image_reals(p) + p.streams * p.span) * REAL_BYTES > room:
                 break
             boxes = loads = box_count(p.side, p.axes)
             for a in range(2):
                 loads *= p.side[a] + p.axes[a].high - p.axes[a].low
+            loads += boxes  # each costs about as much as a row
             if least < 0 or (loads < least and boxes >= LEAST_BOXES):
                 least = loads
                 best[0] = d

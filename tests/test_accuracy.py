@@ -77,7 +77,7 @@ def test_minimal_filtering_on_real_features(name: str) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("algorithm", ["tiles", "taps"])
+@pytest.mark.parametrize("algorithm", ["tiles", "taps", "lanes"])
 def test_long_sums_are_summed_in_blocks(algorithm: str, channels_last: bool) -> None:
     """8 taps x 512 channels: one running sum of 4096 terms would have an error above 1e-6."""
     problem = Problem(512, 16, 1, axes("k4 s2"), channels_last)
