@@ -16,7 +16,7 @@ TRANSPOSE = 18.0  # the same through a transpose
 LOAD = 10.0  # transposing a vector of inputs
 ADD = 12.0  # adding a vector of products to its sum, its part of a short tile
 POINT = 2.0  # finding the inputs of a tap of a tile
-FEW_SUMS = 1.8  # a product in a tile of one vector, where that is too few sums to hide their latency
+FEW_SUMS = 1.8  # a product in a tile of one vector, where sums are too few to hide their latency
 SPAN = 1.3  # a product of the lanes algorithm, most of whose inputs start within a cache line
 FAR = 2.5  # the same where the inputs of a tile do not fit the first-level cache
 NEAR_REALS = 6 << 10  # inputs of a tile that do
@@ -71,7 +71,7 @@ def lanes(problem: Problem, vector: int, sums: int) -> float:
     near = most_taps * problem.in_channels * block <= NEAR_REALS
     side = max((PLANES_REALS / (problem.in_channels * max(width.size, 1))) ** 0.5, 1.0)
     halo = (most_taps > 1) * max(effective_kernel(a.kernel, a.dilation) for a in (depth, height))
-    reload = (1 + halo / max(side - halo, 1.0)) ** 2
+    reload = float((1 + halo / max(side - halo, 1.0)) ** 2)
     loads = positions * problem.in_channels * reload * (LOAD if problem.channels_last else 1)
     results = prod(a.out for a in problem.axes) * problem.filters / vector
     return positions * products * (SPAN if near else FAR) + loads + results * (STORE + STORE)
