@@ -34,7 +34,7 @@ def fold(
             last.activation = layer.activation  # type: ignore[union-attr]
         else:
             steps.append(_own(layer, num_threads))
-    return steps
+    return steps or [layer]  # of identities alone, one is left
 
 
 def _own(layer: Step, num_threads: int | None) -> Step:

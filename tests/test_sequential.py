@@ -14,9 +14,12 @@ import numpy as np
 import oracle
 import pytest
 from cases import COMPILED
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import conv3dt
 from conv3dt import (
+    Activation,
     BatchNormalization,
     Conv3DTranspose,
     Dense,
@@ -243,6 +246,55 @@ def test_double_precision():
     v = normalized(convolved(x, chain[0], (1, 1, 1), (4, 4, 4)), chain[1])
     want = convolved(activations.gelu(v), chain[3], (1, 1, 1), (8, 8, 8))
     np.testing.assert_allclose(y, want, rtol=1e-12, atol=1e-12)
+
+
+def menu(channels_last):
+    """Layers that fit behind each other: 5 axes, and an even number of channels."""
+    axis = -1 if channels_last else 1
+    options = {"data_format": "channels_last" if channels_last else "channels_first"}
+    return (
+        lambda: up(4, 3, dtype="float64", **options),
+        lambda: up(2, 1, strides=1, use_bias=False, dtype="float64", **options),
+        lambda: up(6, 2, strides=(1, 2, 1), activation="tanh", dtype="float64", **options),
+        lambda: norm(axis, dtype="float64"),
+        lambda: Activation("relu"),
+        lambda: Activation(activations.softmax),
+        lambda: Activation(lambda x: x * abs(x)),
+        lambda: Dropout(0.5),
+        lambda: Reshape((-1, 2, 1, 2) if channels_last else (2, -1, 1, 2)),
+        lambda: Dense(4, "silu", dtype="float64"),
+        lambda: Dense(2, "softmax", dtype="float64"),
+    )
+
+
+@given(
+    numbers=st.lists(st.integers(0, 10), min_size=1, max_size=8).filter(
+        lambda numbers: numbers.count(0) <= 2 and numbers.count(2) <= 2  # these enlarge
+    ),
+    channels_last=st.booleans(),
+    batch=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60)
+def test_any_chain_is_its_layers_one_by_one(numbers, channels_last, batch, seed):
+    layers = menu(channels_last)
+    chain = Sequential([layers[number]() for number in numbers])
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(batch, 2, 2, 2, 2))
+    chain.build(x.shape)
+    filled(chain, seed)
+    before = x.copy()
+    y = chain(x)
+    np.testing.assert_array_equal(x, before)
+    out = np.empty((*y.shape[:-1], y.shape[-1] + 1))[..., 1:]
+    np.testing.assert_array_equal(chain(x, out=out), y)
+    folded, want = x, x
+    for step in chain.fold():
+        folded = step(folded)
+    for layer in chain:
+        want = layer(want)
+    np.testing.assert_array_equal(y, folded)
+    np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-9 * abs(want).max(initial=1))
 
 
 # ---- folding ----------------------------------------------------------------------
