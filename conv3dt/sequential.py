@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -384,6 +385,36 @@ class Sequential:
         from .formats import native
 
         native.save(self, path)
+
+    @classmethod
+    def from_keras(cls, path: str | os.PathLike[str]) -> Sequential:
+        """A chain from a model file of Keras 2 or Keras 3; neither is needed.
+
+        Parameters
+        ----------
+        path : path
+            ``.keras`` or ``.h5`` with a whole model, Sequential or functional, in which each
+            layer takes the result of the one before: Conv3DTranspose, Dense,
+            BatchNormalization, activations, Reshape, Flatten, Dropout and its relatives, models
+            of these.
+
+        Returns
+        -------
+        Sequential
+            Built and folded (see `fold`).
+
+        Raises
+        ------
+        ValueError
+            A damaged file, weights alone, or a model that is no chain of these; the message
+            names the layer. OSError: the file cannot be read.
+        ImportError
+            The package h5py is missing: ``pip install 'conv3dt[keras]'``.
+        """
+        from .formats import keras_chain
+
+        layers, shape = keras_chain.read(Path(path))
+        return cls(layers, input_shape=shape).fold()
 
     @classmethod
     def from_onnx(cls, path_or_model: Any) -> Sequential:
