@@ -58,6 +58,7 @@ def main() -> None:
 
 
 def race(processes: list[Process], options: argparse.Namespace) -> dict[str, Any]:
+    versions = {p.name: p.ask("hello")["version"] for p in processes}  # all have imported
     ready = {p.name: p.ask("ready", batch=options.batch) for p in processes}
     differences = compare(processes)
     times, _ = rounds(processes, ready, Options(rounds=options.rounds), None)
@@ -65,7 +66,7 @@ def race(processes: list[Process], options: argparse.Namespace) -> dict[str, Any
         "batch": options.batch,
         "contestants": {
             process.name: {
-                "version": process.ask("hello")["version"],
+                "version": versions[process.name],
                 "variant": ready[process.name]["variant"],
                 "tried_ms": {k: ns / 1e6 for k, ns in ready[process.name]["tried"].items()},
                 "failed": ready[process.name]["failed"],

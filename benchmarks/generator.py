@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from contestant import Reply, Session, serve
-from peers import Call, _first, _torch_kernel
+from peers import Call, channels_first, torch_kernel
 from rows import Array, Row, layers
 
 EPSILON = 1e-5  # of the normalizations
@@ -130,7 +130,7 @@ class PyTorch:
     def _call(self, batch: int, memory: Any, make: Callable[[], list[Any]]) -> Call:
         torch = self.torch
         module = torch.nn.Sequential(*make()).eval().to(memory_format=memory)
-        x = torch.from_numpy(_first(noise(batch))).contiguous(memory_format=memory)
+        x = torch.from_numpy(channels_first(noise(batch))).contiguous(memory_format=memory)
 
         def call() -> Any:
             with torch.inference_mode():
@@ -156,7 +156,7 @@ class PyTorch:
         conv = self.torch.nn.ConvTranspose3d(
             row.in_channels, row.filters, row.kernel, row.strides, row.crop, bias=bias is not None
         ).eval()
-        self._fill(conv.weight, _torch_kernel(kernel))
+        self._fill(conv.weight, torch_kernel(kernel))
         if bias is not None:
             self._fill(conv.bias, bias)
         return conv

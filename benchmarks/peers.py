@@ -54,12 +54,12 @@ class Contestant(ABC):
         """Release what is held back for later results; called before memory is measured."""
 
 
-def _first(x: Array) -> Array:
+def channels_first(x: Array) -> Array:
     """NDHWC → NCDHW, contiguous."""
     return np.ascontiguousarray(np.moveaxis(x, -1, 1))
 
 
-def _torch_kernel(kernel: Array) -> Array:
+def torch_kernel(kernel: Array) -> Array:
     """Keras (kd, kh, kw, out, in) → PyTorch and ONNX (in, out, kd, kh, kw)."""
     return np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
 
@@ -87,7 +87,7 @@ class Conv3dt(Contestant):
     def arrays(self, row: Row) -> tuple[Array, Array, Array | None]:
         x, kernel, bias = arrays(row)
         if self.data_format == "channels_first":
-            x = _first(x)
+            x = channels_first(x)
         dtype = np.dtype(self.dtype)
         return x.astype(dtype), kernel.astype(dtype), None if bias is None else bias.astype(dtype)
 
@@ -171,8 +171,8 @@ class PyTorch(Contestant):
         x, kernel, bias = arrays(row)
         tensor = self.torch.from_numpy
         return (
-            tensor(_first(x)),
-            tensor(_torch_kernel(kernel)),
+            tensor(channels_first(x)),
+            tensor(torch_kernel(kernel)),
             None if bias is None else tensor(bias),
         )
 
@@ -304,7 +304,7 @@ class OnnxRuntime(Contestant):
         options.inter_op_num_threads = 1
         model = _onnx_model(row, kernel, bias)
         session = self.ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return session, _first(x)
+        return session, channels_first(x)
 
     def _run(self, row: Row) -> Call:
         session, x = self._session(row)
@@ -336,7 +336,7 @@ def _onnx_model(row: Row, kernel: Array, bias: Array | None) -> bytes:
     """A model of this one node with constant weights."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = [numpy_helper.from_array(_torch_kernel(kernel), "w")]
+    weights = [numpy_helper.from_array(torch_kernel(kernel), "w")]
     if bias is not None:
         weights.append(numpy_helper.from_array(bias, "b"))
     node = helper.make_node(
@@ -392,7 +392,7 @@ class OpenVino(Contestant):
             },
         )
         request = compiled.create_infer_request()
-        request.set_input_tensor(self.ov.Tensor(x if last else _first(x)))
+        request.set_input_tensor(self.ov.Tensor(x if last else channels_first(x)))
 
         def call() -> Any:
             request.infer()
