@@ -252,6 +252,17 @@ def test_plain_arrays(tmp_path):
     np.testing.assert_array_equal(layer.kernel, KERNEL)
 
 
+@pytest.mark.parametrize("bias", [np.float32(1), KERNEL, KERNEL[0, 0]])
+def test_a_bias_of_another_rank(tmp_path, bias):
+    def fill(h5py, group):
+        group["0"], group["1"] = KERNEL, bias
+
+    path = weights_file(tmp_path / "m.weights.h5", fill)
+    assert conv3dt.list_layers(path) == []
+    with pytest.raises(ValueError, match="m.weights.h5 has no Conv3DTranspose layer"):
+        Conv3DTranspose(3, 2).load_weights(path)
+
+
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
 def test_floats_of_either_byte_order(tmp_path, dtype):
     layer = Conv3DTranspose(3, 2, dtype="float64", use_bias=False)

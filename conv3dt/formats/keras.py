@@ -147,7 +147,7 @@ def _shapes(layer: Layer) -> list[tuple[int, ...]]:
 
 def _may_be(word: str, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether these are a kernel and perhaps a bias. Those of a Conv3D look much the same."""
-    if not 1 <= len(shapes) <= 2 or len(shapes[0]) != 5 or word == "conv3d":
+    if [len(shape) for shape in shapes] not in ([5], [5, 1]) or word == "conv3d":
         return False
     # The file of a layer with groups has a longer bias, but only we write it, with the word.
     return word == "conv3d_transpose" or shapes[1:] in ([], [(shapes[0][3],)])
@@ -162,7 +162,8 @@ def _fitting(path: Path, model: Model, name: str | None, like: Conv3DTranspose) 
     """The layer of this name; without one, the only layer, or the only one that fits."""
     layers = _transposed(model)
     if name is None and len(layers) > 1:
-        kernels = {layer.path: shapes[0] for layer in layers if (shapes := _shapes(layer))}
+        shapes = {layer.path: _shapes(layer) for layer in layers}
+        kernels = {key: own[0] for key, own in shapes.items() if own and len(own[0]) == 5}
         names = fitting(kernels, like)
         name = names[0] if len(names) == 1 else None
     return _named(path, layers, name)
