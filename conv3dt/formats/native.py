@@ -1,8 +1,8 @@
 """Our own format: every argument and weight of a layer or a chain, bit for bit.
 
 A file is a NumPy ``.npz``, uncompressed: ``config``, the bytes of a JSON object
-``{"format": "conv3dt", "version": 1, "class_name": ..., "config": ...}``, and, if the layer is
-built, ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...: number of the layer and
+``{"format": "conv3dt", "version": 1, "class_name": ..., "config": ..., "weights": n}``, and, if the
+layer is built, the n arrays ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...: number of the layer and
 of the weight. NumPy has no bfloat16: such weights lie there as uint16.
 """
 
@@ -140,7 +140,10 @@ def _header(layer: Conv3DTranspose | Sequential) -> str:
         raise ValueError(
             f"{layer.name} must be made of what conv3dt knows by name, to be saved: {error}"
         ) from error
-    head = {"format": "conv3dt", "version": VERSION, "class_name": type(layer).__name__}
+    head: dict[str, Any] = {
+        "format": "conv3dt", "version": VERSION, "class_name": type(layer).__name__,
+        "weights": sum(len(part.weights) for part in parts),
+    }  # fmt: skip
     return json.dumps({**head, "config": json.loads(text)})
 
 
@@ -157,6 +160,8 @@ def _made(header: Any, arrays: dict[str, Array]) -> Conv3DTranspose | Sequential
     name, config = header.get("class_name"), header["config"]
     if header.get("version") != VERSION or name not in ("Conv3DTranspose", "Sequential"):
         raise ValueError(f"version {header.get('version')!r} of {name!r} is unknown here")
+    if header.get("weights") != len(arrays):  # a damaged directory may hide some
+        raise ValueError(f"it holds {len(arrays)} arrays in place of {header.get('weights')}")
     if name == "Sequential":
         return _chain(config, arrays)
     if not set(arrays) <= {"kernel", "bias"} or set(arrays) == {"bias"}:
