@@ -1,5 +1,6 @@
 """Sequential.save and conv3dt.load: everything comes back, hostile files make nothing."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -76,8 +77,6 @@ def test_its_convolutions_are_listed_and_loaded(path):
 
 def layers(contents, change):
     """The contents with other configs of the layers."""
-    import json
-
     head = json.loads(contents["config.npy"].partition(b"\n")[2])
     change(head["config"]["layers"])
     return with_config(contents, config=head["config"])
@@ -104,6 +103,13 @@ HOSTILE = {
         c, lambda ls: ls.append({"class_name": "Sequential", "config": {"layers": ls[:1]}})
     ),
     "no config": lambda c: layers(c, lambda ls: ls[0].update(config=None)),
+    "a list for a config": lambda c: layers(c, lambda ls: ls[0].update(config=[1])),
+    "a seed that is none": lambda c: layers(
+        c,
+        lambda ls: ls[0]["config"].update(
+            kernel_initializer={"class_name": "HeNormal", "config": {"seed": {"config": "x"}}}
+        ),
+    ),
     "no layers": lambda c: with_config(c, config={}),
     "layers that are none": lambda c: with_config(c, config={"layers": 3}),
     "a shape that does not fit": lambda c: layers(

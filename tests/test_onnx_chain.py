@@ -1,5 +1,7 @@
 """Sequential.from_onnx: PyTorch's exports, every operator of a chain, and what is no chain."""
 
+import contextlib
+import random
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,18 @@ BAD = {
               ("Reshape", ["x", "to"], "y", {}), two=ints(2)),
         "the batch must stay",
     ),
+    "a size that is not there": (
+        model(("Shape", ["x"], "s", {}), ("Gather", ["s", "nine"], "n", {}),
+              ("Reshape", ["x", "n"], "y", {}), nine=ints(9)),
+        "sizes cannot be computed",
+    ),
+    "sizes that are no integers": (
+        model(("Reshape", ["x", "to"], "y", {}), to=np.float32([0, np.inf])),
+        "sizes must be integers",
+    ),
+    "a factor that is a word": (
+        model(("Gemm", ["x", "B"], "y", {"alpha": "much"})), "Gemm '/y/Gemm'"
+    ),
     "sizes from elsewhere": (
         model(("Size", ["x"], "s", {}), ("Reshape", ["x", "s"], "y", {})),
         "must go to one node",
@@ -210,12 +224,27 @@ def test_sizes_cannot_grow():
     """Each doubles the number of sizes; a thousand would never end."""
     doubled = [("Concat", [f"s{i}", f"s{i}"], f"s{i + 1}", {"axis": 0}) for i in range(60)]
     added = [("Add", [f"s{i}", f"s{i}"], f"s{i + 1}", {}) for i in range(1000)]
-    for nodes in (doubled, added):
+    squared = [("Mul", [f"s{i}", f"s{i}"], f"s{i + 1}", {}) for i in range(60)]
+    for nodes in (doubled, added, squared):
         proto = model(
             ("Shape", ["x"], "s0", {}), *nodes, ("Reshape", ["x", f"s{len(nodes)}"], "y", {})
         )
         with pytest.raises(ValueError, match="sizes must"):
             Sequential.from_onnx(proto)
+
+
+def test_truncated_and_flipped(tmp_path):
+    """Whatever is cut or flipped: a ValueError, or a chain."""
+    path, draw = tmp_path / "m.onnx", random.Random(0)
+    for file in ("traced.onnx", "exported.onnx"):
+        whole = (DATA / file).read_bytes()
+        for _ in range(200):
+            data = bytearray(whole)
+            for _ in range(draw.choice((1, 1, 2, 5, 30))):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            path.write_bytes(data[: draw.choice((None, draw.randrange(len(data))))])
+            with contextlib.suppress(ValueError):
+                Sequential.from_onnx(path)
 
 
 def test_a_circle_ends():

@@ -2,8 +2,8 @@
 
 A file is a NumPy ``.npz``, uncompressed: ``config``, the bytes of a JSON object
 ``{"format": "conv3dt", "version": 1, "class_name": ..., "config": ..., "weights": n}``, and, if the
-layer is built, the n arrays ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...: number of the layer and
-of the weight. NumPy has no bfloat16: such weights lie there as uint16.
+layer is built, the n arrays ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...:
+number of the layer and of the weight. NumPy has no bfloat16: such weights lie there as uint16.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import dtypes
+from .. import dtypes, registry
 from ..layer import Conv3DTranspose
-from ..registry import CLASSES
 from ..sequential import Sequential
 from .files import replacing
 from .layer_info import LayerInfo, choose
@@ -119,7 +118,8 @@ def _convolutions(path: Path) -> list[Conv3DTranspose]:
 
 # What reading a file that is not what it should be may raise.
 _DAMAGE = (
-    ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, EOFError, zipfile.BadZipFile
+    ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, EOFError,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def _header(layer: Conv3DTranspose | Sequential) -> str:
     """The JSON of a layer, once it is known to stand for an equal one."""
     parts = layer if isinstance(layer, Sequential) else [layer]
     for part in parts:
-        if type(part) not in CLASSES.values():
+        if type(part) not in registry.CLASSES.values():
             raise ValueError(f"layer must be a Conv3DTranspose itself, got a {type(part).__name__}")
     if isinstance(layer, Sequential):
         layer._check_built("save")
@@ -167,7 +167,7 @@ def _made(header: Any, arrays: dict[str, Array]) -> Conv3DTranspose | Sequential
     if not set(arrays) <= {"kernel", "bias"} or set(arrays) == {"bias"}:
         raise ValueError(f"it holds {sorted(arrays)[:5]}")
     weights = [arrays[key] for key in ("kernel", "bias") if key in arrays]
-    layer: Conv3DTranspose = _layer(name, config, weights)
+    layer: Conv3DTranspose = _layer(header, weights)
     return layer
 
 
@@ -176,7 +176,7 @@ def _chain(config: Any, arrays: dict[str, Array]) -> Sequential:
     for i, part in enumerate(config["layers"]):
         count = sum(name.partition(".")[0] == str(i) for name in arrays)
         weights = [arrays.pop(f"{i}.{j}") for j in range(count)]
-        layer = _layer(part["class_name"], part["config"], weights)
+        layer = _layer(part, weights)
         if not layer.built:
             raise ValueError(f"it holds no weights of {layer.name}")
         layers.append(layer)
@@ -187,10 +187,10 @@ def _chain(config: Any, arrays: dict[str, Array]) -> Sequential:
     return Sequential(layers, input_shape=shape and shape[1:], **options)
 
 
-def _layer(name: str, config: Any, weights: list[Array]) -> Any:
-    if {"input_shape", "batch_input_shape"} & set(config):
+def _layer(config: Any, weights: list[Array]) -> Any:
+    if {"input_shape", "batch_input_shape"} & set(config["config"]):
         raise ValueError("its config has a shape, which would make weights")
-    layer = CLASSES[name].from_config(config)
+    layer = registry.make(config)
     if weights:
         layer._adopt(*(_weight(layer, array) for array in weights))
     return layer

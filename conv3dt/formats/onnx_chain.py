@@ -69,7 +69,7 @@ class _Walk:
             raise ValueError(f"a chain must be made of {known}, got {node.op} {node.label!r}")
         try:
             self._to(*_LAYERS[node.op](self, node))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # an attribute may be of any type
             raise ValueError(f"{node.op} {node.label!r}: {error}") from error
 
     def _to(self, layer: Layer | None, value: str) -> None:

@@ -228,19 +228,20 @@ def _node(proto: Any) -> Node:
     attributes = {}
     for attribute in proto.attribute:
         value = onnx.helper.get_attribute_value(attribute)
-        attributes[attribute.name] = _text(value) if isinstance(value, bytes) else value
+        attributes[attribute.name] = _text(value)
     return Node(
         proto.op_type if own else f"{proto.domain}::{proto.op_type}",
-        proto.name,
-        tuple(proto.input),
-        tuple(proto.output) or ("",),
+        _text(proto.name),
+        tuple(map(_text, proto.input)),
+        tuple(map(_text, proto.output)) or ("",),
         attributes,
         frozenset(_captured(proto)),
     )
 
 
-def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
+def _text(value: Any) -> Any:
+    """Bytes as text: strings of attributes, and names that are no UTF-8."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _captured(proto: Any) -> Iterator[str]:

@@ -19,8 +19,8 @@ Shape = tuple[int | None, ...]
 
 BATCH, UNKNOWN = -(10**30), -(10**40)
 
-# No graph of sizes is larger.
-MOST_NUMBERS, DEEPEST = 64, 64
+# No graph of sizes is larger; what is larger would grow without end.
+MOST_NUMBERS, DEEPEST, LARGEST = 64, 64, 10**100
 
 
 def reshaped(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> Shape:
@@ -42,7 +42,10 @@ def reshaped(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> Shape:
     ValueError
         Sizes that are not known, or are computed by something else.
     """
-    return _NEW_SHAPE[node.op](_Sizes(graph, shapes), node)
+    try:
+        return _NEW_SHAPE[node.op](_Sizes(graph, shapes), node)
+    except (ArithmeticError, IndexError, TypeError) as error:
+        raise ValueError(f"sizes cannot be computed: {error}") from error
 
 
 class _Sizes:
@@ -65,8 +68,8 @@ class _Sizes:
         """The numbers of a value."""
         if name not in self._known:
             found = self._computed(name, depth)
-            if found.size > MOST_NUMBERS:
-                raise ValueError(f"sizes must be few, got {found.size} in {name!r}")
+            if found.size > MOST_NUMBERS or any(abs(n) > LARGEST for n in found.flat):
+                raise ValueError(f"sizes must be few, and not absurd, got those of {name!r}")
             self._known[name] = found
         return self._known[name]
 
@@ -74,7 +77,8 @@ class _Sizes:
         shape = self._graph.constant_shape(name)
         if shape is not None and np.prod(shape, dtype=float) <= MOST_NUMBERS:
             constant = self._graph.constant(name)
-            assert constant is not None
+            if constant is None or constant.dtype.kind not in "iu":
+                raise ValueError(f"sizes must be integers, got {name!r}")
             return constant.astype(object)
         node = self._graph.producer(name)
         if node is not None and node.op == "Shape" and node.input(0) in self._shapes:
