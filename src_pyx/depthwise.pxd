@@ -31,7 +31,7 @@ from geometry cimport Axis, Box, box_at, box_count
 from microkernel cimport MOST_TERMS
 from simd cimport (
     real, vf, NR, NV, ROWS, VECTOR, REAL_BYTES,
-    vload, vload_part, vstore, vstream, vset, vfma,
+    vload, vload_part, vstore, vstream, vset, vadd, vfma,
 )
 from tiles cimport largest_phase, lines
 from transfer cimport interleave, put_row, put_run
@@ -179,10 +179,7 @@ cdef inline void tile(
     cdef int i, j
     for i in range(rows):
         for j in range(nv):
-            if alike:
-                acc[i][j] = vset(terms.bias[column])
-            else:
-                acc[i][j] = vload(terms.bias + column + j * second)
+            acc[i][j] = vset(0)
     for t in range(count):
         source = terms.x[t] + at
         for j in range(nv):
@@ -195,6 +192,11 @@ cdef inline void tile(
                 x = vload_part(source, length) if part else vload(source + j * second)
                 acc[i][j] = vfma(x, weights[j], acc[i][j])
             source += step
+    # The bias comes last: no partial sum then rounds as coarsely as a large bias would make it.
+    for j in range(nv):
+        x = vset(terms.bias[column]) if alike else vload(terms.bias + column + j * second)
+        for i in range(rows):
+            acc[i][j] = vadd(acc[i][j], x)
     if terms.stream:
         for i in range(rows):
             for j in range(nv):
