@@ -57,6 +57,8 @@ cdef Py_ssize_t CHUNK_BYTES = 1 << 20
 cdef Py_ssize_t STREAM_BYTES = 4 << 20
 # Between two looks at pending signals: some milliseconds with vectors, 0.1 s without.
 cdef double SIGNAL_MULTIPLICATIONS = 1e8 if _VECTOR == 1 else 1e9
+# Multiplications of the tiles algorithm in the time of one of depthwise, with many taps.
+cdef double DEPTHWISE_SLOWER = 8
 
 
 cdef void tile_narrow(
@@ -221,8 +223,8 @@ cdef class Plan:
         cdef double parts = self.multiplications * batch / SIGNAL_MULTIPLICATIONS
         cdef Py_ssize_t part = total, first, last, i
         cdef int team = 1
-        if parts > 1:
-            part = <Py_ssize_t>max(total / parts, 4.0 * threads)
+        if parts > 1:  # a few tasks each, to even out their differences, unless they are long
+            part = <Py_ssize_t>max(total / parts, threads * min(4.0, max(4 * total / parts, 1.0)))
         for first in range(0, total, part):
             last = min(first + part, total)
             with nogil:
@@ -513,6 +515,7 @@ cdef class Taps(Plan):
         """axes: records of `set_axis`; kernel: (kd, kh, kw, filters, channels) contiguous."""
         cdef TapsPlan *p = &self.plan
         cdef Py_ssize_t row
+        cdef double rows, work
         cdef Room room
         cdef int a
         per_stream = np.tile(bias.ravel(), axes[2][2]) if channels_last else np.repeat(
@@ -561,9 +564,11 @@ cdef class Taps(Plan):
             (first * filters + f if channels_last else f * axes[2][2] + first) * p.reach - offset
             for _, first, offset in by_tap for f in range(filters)
         ])
-        # Sums of a box fit a part of the second-level cache.
+        # Sums of a box fit a part of the second-level cache, and a task ends soon.
         row = p.axes[0].stride * p.axes[1].stride * p.streams * p.reach * REAL_BYTES
-        taps_sides(p, max(SUMS_BYTES // row, 1))
+        rows = <double>max(p.axes[0].grid * p.axes[1].grid, 1)
+        work = max(multiplications / SIGNAL_MULTIPLICATIONS, 1.0)
+        taps_sides(p, <Py_ssize_t>max(min(SUMS_BYTES // row, rows / work), 1.0))
         if p.lines > 1:
             p.side[0] = 1
             p.side[1] = p.lines
@@ -741,7 +746,7 @@ cdef class Depthwise(Plan):
         p.band = 1 if p.along else min(p.band, p.side[1])
         p.side[0] = even_part(p.axes[0].grid, max(ROW_REALS // (p.side[1] * plane), 1))
         self.channels_last = channels_last
-        self.multiplications = multiplications
+        self.multiplications = multiplications * DEPTHWISE_SLOWER
         self.tasks = box_count(p.side, p.axes)
         self.least_chunks = 1
         self.most_chunks = depthwise_units(p)
