@@ -201,8 +201,12 @@ def _share(work: Callable[[Any], None], chunks: Sequence[Any], threads: int) -> 
             break
         helpers.append(helper)
     drain()
-    for helper in helpers:
-        helper.join()
+    while any(helper.is_alive() for helper in helpers):
+        try:
+            for helper in helpers:
+                helper.join()
+        except KeyboardInterrupt as error:  # nobody writes any more when the call has ended
+            errors.append(error)
     if errors:
         raise errors[0]
 
@@ -242,8 +246,11 @@ class _Blas:
 @cache
 def _controller() -> Any:
     """Handles of the BLAS that NumPy loaded; finding them takes milliseconds, once."""
+    host = os.environ.get("KMP_DUPLICATE_LIB_OK")
     from threadpoolctl import ThreadpoolController
 
+    if host is None:  # the import sets it, and the environment is not ours
+        os.environ.pop("KMP_DUPLICATE_LIB_OK", None)
     return ThreadpoolController()
 
 
