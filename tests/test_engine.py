@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,33 @@ def cgroup(tmp_path: Path, membership: str, files: dict[str, str]) -> int | None
 )
 def test_quota(tmp_path: Path, membership: str, files: dict[str, str], wanted: int | None) -> None:
     assert cgroup(tmp_path, membership, files) == wanted
+
+
+@pytest.fixture
+def group_of_one_cpu() -> Iterator[Path]:
+    """A real cgroup, of either version, with a quota of 1 CPU; skips where none can be made."""
+    name = f"conv3dt-test-{os.getpid()}"
+    for group, file, quota in (
+        (cpus.CGROUPS / "cpu" / name, "cpu.cfs_quota_us", "100000"),
+        (cpus.CGROUPS / name, "cpu.max", "100000 100000"),
+    ):
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / file).exists():
+                (group / file).write_text(quota)
+                yield group
+                return
+        finally:
+            group.rmdir()
+    pytest.skip("no cgroup with a quota can be made here")
+
+
+def test_quota_of_a_real_group_limits_the_default(group_of_one_cpu: Path) -> None:
+    join = f"open({str(group_of_one_cpu / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))"
+    assert python(f"import os; {join}; {ASK}")[1] == "1 1"
 
 
 def test_no_cgroups(tmp_path: Path) -> None:

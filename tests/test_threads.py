@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from cases import axis, normal
 
-from conv3dt import engine, plan
+from conv3dt import Conv3DTranspose, engine, plan
 from conv3dt.functional import conv3d_transpose
 from conv3dt.problem import Problem
 
@@ -101,6 +101,63 @@ def test_eight_python_threads_at_once(isa: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         for got in pool.map(call, [2] * 100):
             assert got == want
+
+
+def test_eight_python_threads_call_one_layer(isa: str, always_parallel: None) -> None:
+    """All begin at once on a layer that has made no plan yet, and on shapes that take turns."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((1, 3, 4, n, 8), np.float32) for n in (2, 5, 9, 12)]
+    layer, alone = (
+        Conv3DTranspose(6, 3, strides=2, input_shape=(None, None, None, 8)) for _ in "ab"
+    )
+    alone.set_weights(layer.get_weights())
+    want = [alone(x) for x in inputs]
+    begin = threading.Barrier(8)
+
+    def work(first: int) -> None:
+        begin.wait()
+        for i in range(first, first + 24):
+            np.testing.assert_array_equal(layer(inputs[i % 4]), want[i % 4])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+# ---- limits of a default call -----------------------------------------------------
+
+
+def used() -> int:
+    """Threads of a large default call; those of its team wait for the next one."""
+    x, kernel = np.ones((1, 20, 20, 20, 16), np.float32), np.ones((3, 3, 3, 16, 16), np.float32)
+    before = len(os.listdir("/proc/self/task"))
+    conv3d_transpose(x, kernel)
+    return len(os.listdir("/proc/self/task")) - before + 1
+
+
+def scenario_no_limit() -> None:
+    assert used() == min(len(os.sched_getaffinity(0)), engine._quota or 64)
+
+
+def scenario_omp_num_threads() -> None:
+    assert used() == 3
+
+
+def scenario_affinity() -> None:
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    assert used() == 1
+
+
+def scenario_threadpoolctl() -> None:
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(1):
+        assert used() == 1
+    scenario_no_limit()
 
 
 # ---- fork -------------------------------------------------------------------------
@@ -222,6 +279,18 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def seconds_late(call: Callable[[], object], delay: float) -> float:
+    """From a Ctrl-C, ``delay`` seconds after the call began, to its end."""
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    timer.start()
+    try:
+        call()
+    except KeyboardInterrupt:
+        return time.monotonic() - start - delay
+    raise AssertionError("the call ended before it could be interrupted")
+
+
 def scenario_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     want, _ = call(2)
@@ -230,20 +299,39 @@ def scenario_interrupt() -> None:
     out = np.ones((32, 26, 26, 26, 64), np.float32)
     after = []
     for delay in (1.0, 0.3, 0.3, 0.3):
-        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
-        start = time.monotonic()
-        timer.start()
-        try:
-            conv3d_transpose(x, kernel, out=out, num_threads=2)
-        except KeyboardInterrupt:
-            late = time.monotonic() - start - delay
-            assert late < 1, f"KeyboardInterrupt came {late:.1f} s after the signal"
-        else:
-            raise AssertionError("the call ended before it could be interrupted")
+        late = seconds_late(lambda: conv3d_transpose(x, kernel, out=out, num_threads=2), delay)
+        assert late < 1, f"KeyboardInterrupt came {late:.1f} s after the signal"
         after.append(resident())
         assert call(2)[0] == want
     grown = (after[-1] - after[1]) / MIB  # the first call leaves its memory to the allocator
     assert grown < 16, f"{grown:.0f} MiB leaked"
+
+
+# Long calls of every algorithm, and how many samples make them so.
+LONG = {
+    "tiles": (Problem(64, 64, 1, (axis(16, 11),) * 3, True), 32),
+    "winograd": (Problem(256, 256, 1, (axis(16, 3),) * 3, True), 32),
+    "taps": (Problem(256, 2, 1, (axis(32, 11),) * 3, True), 32),
+    "depthwise": (Problem(64, 64, 64, (axis(16, 31),) * 3, True), 8),
+    "im2col": (Problem(64, 64, 1, (axis(16, 11),) * 3, True), 32),
+}
+
+
+def scenario_interrupt_every_algorithm() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    names = ["im2col"] if engine.selected() == "numpy" else set(LONG) - {"im2col"}
+    for name in names:
+        problem, batch = LONG[name]
+        x = np.broadcast_to(np.ones(problem.x_shape(1), np.float32), problem.x_shape(batch))
+        y = np.ones(problem.y_shape(batch), np.float32)
+        kernel = np.ones(problem.kernel_shape, np.float32)
+        made = plan.plan_for(problem, plan.Weights(kernel, None, problem.groups), name)
+        assert made.algorithm == name
+        for threads in (1, 2):
+            late = seconds_late(lambda: made.run(x, y, threads=threads), 0.2)  # noqa: B023
+            assert late < 1, f"{name}: KeyboardInterrupt came {late:.1f} s after the signal"
+            time.sleep(0.01)  # the timer's thread ends
+            assert threading.active_count() == 1, "someone goes on writing"
 
 
 # ---- the tests of the scenarios ---------------------------------------------------
@@ -258,6 +346,7 @@ def skip_beyond_numpy(scenario: Callable[[], None]) -> None:
         pytest.skip("NumPy's BLAS does not survive it either")
 
 
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and /proc")
 needs_libgomp = pytest.mark.skipif(
     engine.runtime is None or "libgomp" not in engine.runtime.openmp()[1], reason="not libgomp"
 )
@@ -282,7 +371,7 @@ def test_fork_in_a_parallel_region() -> None:
     run(scenario_fork_in_a_parallel_region)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux keeps them")
+@needs_linux
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -297,6 +386,26 @@ def test_limits(scenario: Callable[[], None]) -> None:
     run(scenario, OPENBLAS_NUM_THREADS="1")  # OpenBLAS dies of such limits at import
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@needs_linux
+@pytest.mark.skipif(full_team(2) == 1, reason="no OpenMP")
+@pytest.mark.parametrize(
+    ("scenario", "environment"),
+    [
+        (scenario_no_limit, {}),
+        (scenario_omp_num_threads, {"OMP_NUM_THREADS": "3"}),
+        (scenario_affinity, {}),
+        (scenario_threadpoolctl, {}),
+    ],
+)
+def test_default_team(scenario: Callable[[], None], environment: dict[str, str]) -> None:
+    run(scenario, **{"OMP_NUM_THREADS": "", **environment})
+
+
+@needs_linux
 def test_interrupt() -> None:
     run(scenario_interrupt)
+
+
+@needs_linux
+def test_interrupt_every_algorithm(isa: str) -> None:
+    run(scenario_interrupt_every_algorithm)
