@@ -55,9 +55,10 @@ cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
 cdef Py_ssize_t CHUNK_BYTES = 1 << 20
 # An output this large is written past the cache: it would not stay in the second level.
 cdef Py_ssize_t STREAM_BYTES = 4 << 20
-# Between two looks at pending signals: some milliseconds with vectors, 0.1 s without.
-cdef double SIGNAL_MULTIPLICATIONS = 1e8 if _VECTOR == 1 else 1e9
-# Multiplications of the tiles algorithm in the time of one of depthwise, with many taps.
+# Between two looks at pending signals: 0.02 s with wide vectors, 0.1 s without.
+cdef double SIGNAL_MULTIPLICATIONS = min(1.25e8 * _VECTOR, 1e9)
+# Multiplications of the tiles algorithm in the time of one of these, at their slowest.
+cdef double TAPS_SLOWER = 2
 cdef double DEPTHWISE_SLOWER = 8
 
 
@@ -567,13 +568,13 @@ cdef class Taps(Plan):
         # Sums of a box fit a part of the second-level cache, and a task ends soon.
         row = p.axes[0].stride * p.axes[1].stride * p.streams * p.reach * REAL_BYTES
         rows = <double>max(p.axes[0].grid * p.axes[1].grid, 1)
-        work = max(multiplications / SIGNAL_MULTIPLICATIONS, 1.0)
+        work = max(multiplications * TAPS_SLOWER / SIGNAL_MULTIPLICATIONS, 1.0)
         taps_sides(p, <Py_ssize_t>max(min(SUMS_BYTES // row, rows / work), 1.0))
         if p.lines > 1:
             p.side[0] = 1
             p.side[1] = p.lines
         self.channels_last = channels_last
-        self.multiplications = multiplications
+        self.multiplications = multiplications * TAPS_SLOWER
         self.tasks = box_count(p.side, p.axes)
         self.share = 1
         self.least_chunks = 1
