@@ -1,4 +1,5 @@
-"""What the algorithms cost, in vector multiply-adds per sample: the plan takes the cheapest.
+"""What the algorithms cost, in vector multiply-adds per sample: the plan takes the cheapest, and
+one thread for what costs little (``engine.serial_below``).
 
 Functions of the problem and the vector width alone. Constants were fitted to measured times
 (benchmarks/race); they need to rank the algorithms, not to predict times.
@@ -26,6 +27,7 @@ TURN_IN = 6.0  # transforming a vector of inputs
 TURN_OUT = 4.0  # transforming a vector of products back
 PIECE = 150.0  # finding the taps of a rectangle of a plane
 TILE = 200.0  # finding the inputs and outputs of a tile of minimal filtering
+BLAS = 16.0  # multiplications of NumPy's path in the time of one vector; its threads start slowly
 
 
 def vectors(count: int, vector: int) -> int:
@@ -114,3 +116,8 @@ def winograd(problem: Problem, vector: int, rows: int) -> float:
             total += tiles * (products * (depth * TURN_IN + lanes * TURN_OUT) + TILE)
     results = prod(a.out for a in problem.axes) * lanes
     return total + results * (STORE if problem.channels_last else STORE + TRANSPOSE)
+
+
+def im2col(problem: Problem) -> float:
+    """NumPy: nothing competes with it, this is for the threads."""
+    return problem.multiplications / BLAS

@@ -30,9 +30,10 @@ ISAS = ("avx512", "avx2", "baseline", "neon", "generic")  # best first
 DTYPES = ("float32", "float64")
 MAX_THREADS = 64
 
-# A team of two takes tens of microseconds to start, and milliseconds when another process
-# holds the second CPU: as long as this many multiplications, which therefore run on one.
-serial_below = 1 << 20
+# A team of two gains from about 30 µs on when it has both CPUs, and waits milliseconds when
+# another process holds the second one. So calls that cost less than this, in the unit of
+# ``cost``, run on one: about 50 to 150 µs (benchmarks/latency.py measures it).
+serial_below = 300_000
 
 _COMPILED = f"{__package__}._compiled"
 _num_threads: int | None = None
@@ -179,15 +180,15 @@ def get_num_threads() -> int:
     return min(runtime.default_threads(_quota, _openmp_decides), MAX_THREADS)
 
 
-def threads(num_threads: int | None, work: int, most: int = MAX_THREADS) -> int:
+def threads(num_threads: int | None, work: float, most: int = MAX_THREADS) -> int:
     """Size of the team to ask for.
 
     Parameters
     ----------
     num_threads : int or None
         Explicit number, already checked; None for the default.
-    work : int
-        Multiplications; fewer than ``serial_below`` run on one thread.
+    work : float
+        What ``cost`` says; less than ``serial_below`` runs on one thread.
     most : int
         Pieces the work is divided into: no more threads than that.
 

@@ -317,6 +317,7 @@ class Plan:
         algorithm: str,
         compiled: Any = None,
         fused: frozenset[int] = frozenset(),
+        work: float | None = None,
     ) -> None:
         self.problem = problem
         self.kernel = weights.kernel  # not the weights themselves: they keep their plans
@@ -325,7 +326,7 @@ class Plan:
         self.compiled = compiled
         self.gaps = compiled is not None and has_gaps(problem)
         self.fused = frozenset() if self.gaps else fused  # codes of activations
-        self.work = problem.multiplications
+        self.work = cost.im2col(problem) if work is None else work
         self.sample = problem.y_shape(1)[1:]
 
     def apply(
@@ -445,9 +446,9 @@ def make_plan(problem: Problem, weights: Weights, algorithm: str) -> Plan:
         return make_plan(problem, weights, "direct")  # what was asked for cannot do it
     if not accepted:
         return Plan(problem, weights, "im2col")
-    _, best = min(accepted, key=itemgetter(0))
+    work, best = min(accepted, key=itemgetter(0))
     compiled = best.prepare(problem, weights, kernels)
-    return Plan(problem, weights, best.name, compiled, kernels.FUSED)
+    return Plan(problem, weights, best.name, compiled, kernels.FUSED, work)
 
 
 def plan_for(problem: Problem, weights: Weights, algorithm: str = "auto") -> Plan:

@@ -20,7 +20,7 @@ from conv3dt import __main__, cpus, engine
 
 PACKAGE = Path(engine.__file__).parent
 EXPECTED = os.environ.get("CONV3DT_EXPECT_ISA", "").replace(",", " ").split()
-LARGE = 1 << 40  # multiplications
+LARGE = 1 << 40  # work for any number of threads
 
 needs_compiled = pytest.mark.skipif(not COMPILED, reason="no compiled kernels are installed")
 needs_openmp = pytest.mark.skipif(
