@@ -6,6 +6,7 @@ Errors are root mean squares against float64, relative to the root mean square o
 from __future__ import annotations
 
 from importlib.resources import files
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from cases import COMPILED, axis
 from conv3dt import engine, plan
 from conv3dt.problem import Axis, Problem
 
-# Every pattern of 1, 2 and 3 taps per phase that the transforms distinguish.
-TRANSFORMS = {
+# Taps per axis of every phase that is transformed: 1, 2 or 3, several along two axes or more.
+PATTERNS = [taps for taps in product((1, 2, 3), repeat=3) if sum(n > 1 for n in taps) > 1]
+# (size, kernel, stride, crop) per axis: layers whose phases have different patterns.
+LAYERS = {
     "k4 s2": [(8, 4, 2, 1)] * 3,
     "k3 s2": [(8, 3, 2, 1)] * 3,
-    "k3 s1": [(8, 3, 1, 1)] * 3,
+    "k5 s2": [(8, 5, 2, 2)] * 3,
     "k344 s122": [(6, 3, 1, 1), (8, 4, 2, 1), (8, 4, 2, 1)],
-    "k144 s122": [(6, 1, 1, 0), (8, 4, 2, 1), (8, 4, 2, 1)],
     "k133 s122": [(6, 1, 1, 0), (8, 3, 2, 1), (8, 3, 2, 1)],
     "k6 s2": [(6, 6, 2, 2)] * 3,
+}
+TRANSFORMS = LAYERS | {
+    f"k{''.join(map(str, taps))} s1": [(7, n, 1, n // 2) for n in taps] for taps in PATTERNS
 }
 
 
@@ -65,7 +70,7 @@ def test_minimal_filtering_on_normal_data(name: str, channels: int) -> None:
     assert error(problem, x, kernel, "winograd") <= 2 * direct
 
 
-@pytest.mark.parametrize("name", ["k4 s2", "k3 s2", "k3 s1"])
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_minimal_filtering_on_real_features(name: str) -> None:
     """The features of a brain, which are smooth and not centred, as a decoder sees them."""
     with np.load(str(files("conv3dt") / "data" / "brain_head.npz")) as data:
