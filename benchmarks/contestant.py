@@ -2,7 +2,7 @@
 
     python contestant.py NAME THREADS
 
-One JSON object per line each way. Commands: prepare, result, special, time, memory.
+One JSON object per line each way. Commands: prepare, result, special, drawn, time, memory.
 """
 
 from __future__ import annotations
@@ -88,6 +88,13 @@ class Session:
         found = self.contestant.special(self.row, what)
         np.save(path, np.ascontiguousarray(found))
         return {}
+
+    def drawn(self, row: Reply, dtype: str, path: str) -> Reply:
+        """Results for accuracy.py, as PATH0.npy, PATH1.npy …: see ``Contestant.drawn``."""
+        found = self.contestant.drawn(Row.from_json(row), dtype)
+        for number, result in enumerate(found):
+            np.save(f"{path}{number}.npy", result)
+        return {"count": len(found)}
 
     def time(self, calls: int) -> Reply:
         return {"ns": timed(self.call, calls) / calls}

@@ -47,8 +47,12 @@ class Contestant(ABC):
         return True
 
     def special(self, row: Row, what: str) -> Array:
-        """Results that only one contestant has: PyTorch's "float64", our "direct"."""
+        """Results that are not raced; PyTorch's "float64" of the float32 data, our "direct"."""
         raise Cannot(what)
+
+    def drawn(self, row: Row, dtype: str) -> list[Array]:
+        """Results of data that was drawn in ``dtype``, by each kernel that the library has."""
+        raise Cannot(dtype)
 
     def forget_outputs(self) -> None:  # noqa: B027
         """Release what is held back for later results; called before memory is measured."""
@@ -167,8 +171,8 @@ class PyTorch(Contestant):
             ways = {name: way for name, way in ways.items() if "prepacked" not in name}
         return ways
 
-    def _tensors(self, row: Row) -> tuple[Any, Any, Any]:
-        x, kernel, bias = arrays(row)
+    def _tensors(self, row: Row, dtype: str = "float32") -> tuple[Any, Any, Any]:
+        x, kernel, bias = arrays(row, dtype)
         tensor = self.torch.from_numpy
         return (
             tensor(channels_first(x)),
@@ -176,8 +180,11 @@ class PyTorch(Contestant):
             None if bias is None else tensor(bias),
         )
 
-    def _eager(self, row: Row, x_format: Any, kernel_format: Any, double: bool = False) -> Call:
-        x, kernel, bias = self._tensors(row)
+    def _eager(
+        self, row: Row, x_format: Any, kernel_format: Any, double: bool = False,
+        dtype: str = "float32",
+    ) -> Call:  # fmt: skip
+        x, kernel, bias = self._tensors(row, dtype)
         x = x.contiguous(memory_format=x_format)
         kernel = kernel.contiguous(memory_format=kernel_format)
         if double:
@@ -214,6 +221,12 @@ class PyTorch(Contestant):
         """The row in float64: what rounding errors are measured against."""
         first = self.torch.contiguous_format
         return self.channels_last(row, self._eager(row, first, first, double=True)())
+
+    def drawn(self, row: Row, dtype: str) -> list[Array]:
+        """Of eager PyTorch; prepacked weights reach the same kernels."""
+        layouts = (self.torch.contiguous_format, self.torch.channels_last_3d)
+        calls = (self._eager(row, layout, layout, dtype=dtype) for layout in layouts)
+        return [self.channels_last(row, call()) for call in calls]
 
     def channels_last(self, row: Row, result: Any) -> Array:
         found: Array = np.moveaxis(result.numpy(), 1, -1)
@@ -257,9 +270,9 @@ class TensorFlow(Contestant):
             "weights in graph": lambda: self._function(row, True),
         }
 
-    def _function(self, row: Row, in_graph: bool) -> Call:
+    def _function(self, row: Row, in_graph: bool, dtype: str = "float32") -> Call:
         tf = self.tf
-        x, kernel, bias = arrays(row)
+        x, kernel, bias = arrays(row, dtype)
         x = tf.constant(x)
         if not in_graph:
             kernel, bias = tf.constant(kernel), None if bias is None else tf.constant(bias)
@@ -271,6 +284,11 @@ class TensorFlow(Contestant):
 
         concrete = tf.function(forward).get_concrete_function(x)
         return lambda: concrete(x)
+
+    def drawn(self, row: Row, dtype: str) -> list[Array]:
+        if row.groups > 1 or not self.exact(row):
+            return []
+        return [self.channels_last(row, self._function(row, False, dtype)())]
 
     def channels_last(self, row: Row, result: Any) -> Array:
         found: Array = result.numpy()

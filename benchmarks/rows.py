@@ -201,11 +201,11 @@ def select(names: str | None, quick: bool, sweep: str | None) -> list[Row]:
     return chosen
 
 
-def arrays(row: Row) -> tuple[Array, Array, Array | None]:
-    """``(x, kernel, bias)``, float32, NDHWC and Keras' kernel order, filled from a fixed seed."""
+def arrays(row: Row, dtype: Any = np.float32) -> tuple[Array, Array, Array | None]:
+    """``(x, kernel, bias)``, NDHWC, Keras' kernel order, drawn in ``dtype`` from a seed."""
     rng = np.random.default_rng(7)
-    x = rng.standard_normal(row.x_shape, dtype=np.float32)
-    kernel = rng.standard_normal(row.kernel_shape, dtype=np.float32)
-    kernel /= np.float32(np.sqrt(row.in_channels / row.groups * 8))
-    bias = rng.standard_normal(row.filters, dtype=np.float32) if row.bias else None
+    x = rng.standard_normal(row.x_shape, dtype)
+    kernel = rng.standard_normal(row.kernel_shape, dtype)
+    kernel /= kernel.dtype.type(np.sqrt(row.in_channels / row.groups * 8))
+    bias = rng.standard_normal(row.filters, dtype) if row.bias else None
     return x, kernel, bias
