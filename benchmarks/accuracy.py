@@ -29,7 +29,7 @@ from conv3dt import engine, plan  # noqa: E402
 from conv3dt.problem import Axis, Problem  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "accuracy.md"
-ALGORITHMS = ("tiles", "taps", "depthwise", "winograd", "im2col")
+ALGORITHMS = plan.ALGORITHMS
 PEERS = ("PyTorch", "TensorFlow")
 
 

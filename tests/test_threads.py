@@ -322,6 +322,7 @@ LONG = {
     "tiles": (Problem(64, 64, 1, (axis(16, 11),) * 3, True), 32),
     "winograd": (Problem(256, 256, 1, (axis(16, 3),) * 3, True), 32),
     "taps": (Problem(256, 2, 1, (axis(32, 11),) * 3, True), 32),
+    "lanes": (Problem(16, 4, 1, (axis(64, 11),) * 3, True), 16),
     "depthwise": (Problem(64, 64, 64, (axis(16, 31),) * 3, True), 8),
     "im2col": (Problem(64, 64, 1, (axis(16, 11),) * 3, True), 32),
 }
