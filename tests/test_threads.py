@@ -51,7 +51,7 @@ def full_team(threads: int) -> int:
     return threads if engine.selected() != "numpy" and has_openmp else 1
 
 
-def run(scenario: Callable[[], None], timeout: float = 60, **environment: str) -> None:
+def run(scenario: Callable[[], None], timeout: float = 120, **environment: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", f"import test_threads; test_threads.{scenario.__name__}()"],
         cwd=HERE,
