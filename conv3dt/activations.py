@@ -155,6 +155,16 @@ class Activation:
             sizes[axis] = _half(sizes[axis], axis)
         return tuple(sizes)
 
+    def mixed_axis(self, rank: int) -> int | None:
+        """The axis of an array along which numbers mix; None where each stands for itself.
+
+        Of callables that are not the package's own it is the last, as of Keras' softmax.
+        """
+        if self.scope == "element":
+            return None
+        axis: int = self.options.get("axis", -1) if self._named() else -1
+        return axis % rank
+
     def _named(self) -> bool:
         """Whether this is one of the package's own, not the user's."""
         known = ACTIVATIONS.get(self.name)
@@ -262,6 +272,11 @@ def _by_columns(function: Callable[..., Any], block: Array, options: Mapping[str
     NumPy reduces the short rows of a C-contiguous array one at a time, but over contiguous
     columns it computes a vector of rows at once; the formula does not see the difference.
     """
+    if block.size == block.shape[-1] > 0:  # alone, a row would be summed in another order
+        pair = np.stack([block, block])
+        _by_columns(function, pair, options)
+        block[...] = pair[0]
+        return
     columns = np.moveaxis(block, -1, 0)
     x = np.moveaxis(columns.astype(np.float64, order="C"), 0, -1)
     result = np.moveaxis(function(x, **options), -1, 0)

@@ -135,17 +135,25 @@ typedef bits vm __attribute__((vector_size(VECTOR_BYTES)));
 INLINE vf vload(const real *p) { return *(const vf_any *)p; }
 INLINE void vstore(real *p, vf v) { *(vf_any *)p = v; }
 INLINE vf vset(real s) { return s - (vf){0}; }
-INLINE vf vload_part(const real *p, ptrdiff_t n) { /* touches nothing past them */
+/* Touches nothing past them. Not lane by lane under conditions: GCC then multiplies before the
+ * lanes are joined, and vfma rounds twice. */
+INLINE vf vload_part(const real *p, ptrdiff_t n) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64 && REAL_BYTES == 4
     return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #elif defined(__AVX512F__) && VECTOR_BYTES == 64
     return (vf)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif defined(__AVX__) && VECTOR_BYTES == 32
+    static const bits lanes[2 * VECTOR] = {[0 ... VECTOR - 1] = -1};
+    const __m256i first = _mm256_loadu_si256((const void *)(lanes + VECTOR - n));
+#if REAL_BYTES == 4
+    return (vf)_mm256_maskload_ps(p, first);
 #else
-    vf v = {0};
-    for (int i = 0; i < VECTOR; i++) {
-        if (i < n) v[i] = p[i];
-    }
-    return v;
+    return (vf)_mm256_maskload_pd(p, first);
+#endif
+#else
+    real part[VECTOR] = {0};
+    memcpy(part, p, n * sizeof(real));
+    return vload(part);
 #endif
 }
 #if defined(__SSE2__) && VECTOR_BYTES == 64

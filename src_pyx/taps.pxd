@@ -17,8 +17,8 @@
 # a margin left and right, so that shifted rows need no bounds; the margins are dropped.
 #
 # Without overlap of the taps (kernel = stride) every sum has one addend, and short rows share a
-# panel (`lines`), side by side. Input rows come in
-# ascending order, so the order of addition does not depend on the box.
+# panel (`lines`), side by side. Whatever is added to an output comes by input row, block of
+# channels, position, each ascending: the order depends neither on the box nor on blocks of NR.
 from libc.string cimport memcpy, memset
 from call cimport Call
 from tiles cimport lines
@@ -123,7 +123,7 @@ cdef inline Py_ssize_t reached(
                 continue
             j = (j - box.lo[1]) * p.axes[1].stride + p.first[1][r]
             at = (i * (p.side[1] // p.lines) * p.axes[1].stride + j) * p.streams * p.reach + p.left
-            for t in range(p.rows):
+            for t in range(p.rows - 1, -1, -1):  # by position, as block follows block
                 room.weights[count] = p.weights + ((q * p.taps[1] + r) * p.rows + t) * p.channels
                 room.targets[count] = room.sums + at + p.shift[t]
                 count += 1
@@ -137,8 +137,8 @@ cdef inline void multiply_row(
     # The panel's n positions times `count` rows of weights, into sums `shift` further on.
     cdef Py_ssize_t j, low
     cdef Py_ssize_t block = depth_block(p.channels)
-    for j from 0 <= j < n by NR:
-        for low from 0 <= low < p.channels by block:
+    for low from 0 <= low < p.channels by block:
+        for j from 0 <= j < n by NR:
             call.tile[n - j > VECTOR](
                 count, 1, low, min(low + block, p.channels), room.weights, MR,
                 room.panel + low * row + j, row,

@@ -218,6 +218,14 @@ def test_rows_of_any_size(name, dtype, size):
         assert got[1, 0, 0] == (0 if name == "softmax" else -np.inf)
 
 
+@pytest.mark.parametrize("size", [9, 17, 32, 33])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sparsemax"])
+def test_a_row_by_itself_has_the_same_bits(name, size):
+    x = np.random.default_rng(0).standard_normal((20, size))
+    activation = activations.get(name)
+    np.testing.assert_array_equal([activation(row[None])[0] for row in x], activation(x))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_along_another_axis(name):
     x = np.random.default_rng(2).normal(size=(4, 6, 5)).astype(np.float32)
