@@ -2,17 +2,19 @@
 
 The way of the data; imports follow the arrows, never back::
 
-    Conv3DTranspose  (layer) ─────┐
-    conv3d_transpose (functional) ┴→ arguments → problem → plan → engine → _compiled
-                                                             └──→ col2im
+    apply_blocks     (blocks) → pieces ─┐
+    Conv3DTranspose  (layer) ───────────┤
+    conv3d_transpose (functional) ──────┴→ arguments → problem → plan → engine → _compiled
+                                                                   └──→ col2im
 
 `arguments` turns what users pass into canonical values and raises every error; `problem` is
 one sample's operation as integers; `plan` chooses an algorithm and packs the weights;
 `engine` knows which compiled kernels run here and how many threads; `col2im` does the same
-in NumPy. `activations`, `initializers`, `regularizers` and `constraints` are leaves. `formats`
-makes layers from the files of frameworks, and files from layers. `sequential` stands above:
-chains of layers, with `folding` and `program` below it and the other layers of a chain in
-`members`, `dense` and `batchnorm`. Both are imported when used.
+in NumPy. `pieces` computes a part of a volume with the bits it has in the whole, `blocks` whole
+volumes from such parts, `dask` dask arrays. `activations`, `initializers`, `regularizers` and
+`constraints` are leaves. `formats` makes layers from the files of frameworks, and files from
+layers. `sequential` stands above: chains of layers, with `folding` and `program` below it and the
+other layers of a chain in `members`, `dense` and `batchnorm`. Both are imported when used.
 """
 
 __version__ = "0.1.0"
@@ -21,6 +23,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from .blocks import apply_blocks
 from .engine import get_num_threads, set_num_threads, show_config
 from .functional import conv3d_transpose
 from .layer import Conv3DTranspose
@@ -65,6 +68,7 @@ __all__ = [
     "Reshape",
     "Sequential",
     "__version__",
+    "apply_blocks",
     "conv3d_transpose",
     "from_keras",
     "from_onnx",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -28,6 +29,10 @@ DATA_FORMATS = ("channels_last", "channels_first")
 MAX_THREADS = 64
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _AS_THEY_ARE = (np.dtype(np.float32), np.dtype(np.float64))
+
+_MEMORY = re.compile(
+    r"(?P<number>\d+(\.\d+)?)\s*((?P<prefix>[kmgt])(?P<binary>i)?)?b?", re.IGNORECASE
+)
 
 # NumPy's own limit on the bytes of an array, and a limit on single voxel coordinates that
 # keeps sums of two of them within int64 in the kernels.
@@ -121,6 +126,22 @@ def data_format(value: Any) -> str:
 def num_threads(value: Any) -> int | None:
     """None, or a positive int, clamped to 64."""
     return None if value is None else min(positive_int("num_threads", value), MAX_THREADS)
+
+
+def memory_size(name: str, value: Any) -> int:
+    """A positive number of bytes, as an int or as text: ``"500 MB"``, ``"1.5GiB"``."""
+    number = _integer(value)
+    if isinstance(value, str):
+        found = _MEMORY.fullmatch(value.strip())
+        if found:
+            power = ("", *"kmgt").index((found["prefix"] or "").lower())
+            number = int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
+    if number is None or number < 1:
+        raise ValueError(
+            f'{name} must be a positive number of bytes or text like "2GB" or "512 MiB", '
+            f"got {value!r}"
+        )
+    return number
 
 
 def algorithm(value: Any) -> str:

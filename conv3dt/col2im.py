@@ -51,6 +51,7 @@ def run(
     x: np.ndarray,
     y: np.ndarray,
     num_threads: int = 1,
+    box: Box | None = None,
 ) -> None:
     """Fill ``y`` with the transposed convolution of ``x`` plus ``bias``.
 
@@ -62,10 +63,11 @@ def run(
     x, y : arrays of ``problem.x_shape(batch)`` and ``problem.y_shape(batch)``, any strides,
         float32 or float64 as the kernel; they must not overlap
     num_threads : threads to use, the calling one included
+    box : positions in a chunk; of the whole, where the problem is a part of another one
     """
     if y.size == 0:
         return
-    box = _box(problem, kernel.itemsize)
+    box = box or box_of(problem, kernel.itemsize)
     chunks = [(n, planes) for n in range(x.shape[0]) for planes in _plane_runs(problem, box[0])]
 
     def fill(chunk: tuple[int, range]) -> None:
@@ -77,8 +79,11 @@ def run(
         _share(fill, chunks, num_threads)
 
 
-def _box(problem: Problem, itemsize: int) -> Box:
-    """Input positions (depth, height, width) whose columns fit into the scratch memory."""
+def box_of(problem: Problem, itemsize: int) -> Box:
+    """Input positions (depth, height, width) whose columns fit into the scratch memory.
+
+    They are the rows of a matrix product, whose bits may depend on their number.
+    """
     _, kh, kw, filters, channels = problem.kernel_shape
     room = max(1, SCRATCH_BYTES // (itemsize * max(1, kh * kw * filters + channels)))
     box = []
@@ -86,6 +91,11 @@ def _box(problem: Problem, itemsize: int) -> Box:
         box.append(max(1, min(axis.size, room)))
         room = max(1, room // box[-1])
     return box[2], box[1], box[0]
+
+
+def scratch(kernel: np.ndarray) -> int:
+    """Bytes that a thread takes at most: columns, rows of x, a tap's weights, three copies."""
+    return 2 * SCRATCH_BYTES + 2 * kernel.nbytes // len(kernel)
 
 
 def _plane_runs(problem: Problem, length: int) -> Iterator[range]:

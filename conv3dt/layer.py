@@ -19,11 +19,13 @@ import numpy as np
 from . import (
     activations,
     arguments,
+    blocks,
     constraints,
     dtypes,
     engine,
     initializers,
     names,
+    pieces,
     plan,
     regularizers,
 )
@@ -247,7 +249,7 @@ class Conv3DTranspose:
         if self._weights is None:
             self._build("the shape of x", x.shape)
         # One look at what other threads may set: weights, activation, and what follows from them.
-        made, activation, shape = self._seen(x.shape, self._algorithm, engine.selected())
+        made, activation, shape, _ = self._seen(x.shape, self._algorithm, engine.selected())
         if out is not None:
             arguments.check_out(out, shape, self._result)
         y: Array = made.apply(x, activation=activation, out=out, num_threads=self._num_threads)
@@ -257,6 +259,27 @@ class Conv3DTranspose:
             # Divided by the batch, so that the strength does not depend on it; empty: 0.
             self._activity = [float(self.activity_regularizer(y)) / max(len(y), 1)]
         return y
+
+    def apply_blocks(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        max_memory: int | str = "2GB",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Write the layer's result for volumes that need not fit in memory; see `apply_blocks`."""
+        blocks.apply_blocks(self, source, target, max_memory=max_memory, progress=progress)
+
+    def operation(self, x_shape: Sequence[int]) -> pieces.Operation:
+        """What `conv3dt.pieces` needs to compute parts of the result for an input shape."""
+        if self._weights is None:
+            self._build("the shape of x", x_shape)
+        shape = tuple(x_shape)
+        made, activation, _, weights = self._seen(shape, self._algorithm, engine.selected())
+        return pieces.Operation(
+            weights, made, activation, shape, self._direct, self._result, self._num_threads
+        )
 
     def _cast_input(self, x: Any) -> Array:
         x = arguments.as_array("x", x)
@@ -782,8 +805,8 @@ def _planned(
     x_shape: tuple[int, ...],
     algorithm: str,
     isa: str,
-) -> tuple[plan.Plan, activations.Activation, tuple[int, ...]]:
+) -> tuple[plan.Plan, activations.Activation, tuple[int, ...], plan.Weights]:
     """The plan for an input shape (with the selected `isa`), and the shape of its result."""
     problem = pose(x_shape)
     made = weights.plan(problem, algorithm)
-    return made, activation, activation.output_shape(problem.y_shape(x_shape[0]))
+    return made, activation, activation.output_shape(problem.y_shape(x_shape[0])), weights

@@ -189,11 +189,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if size < UNALIGNED:
         return np.empty(shape, dtype)
     try:
-        raw = _pool.bytes(size) if POOLED <= size <= _pool.limit else _fresh(size)
+        raw = _pool.bytes(size) if POOLED <= size <= _pool.limit else fresh(size)
     except _NO_MEMORY:
         _pool.idle.clear()
         try:
-            raw = _fresh(size)
+            raw = fresh(size)
         except _NO_MEMORY:
             raise MemoryError(
                 f"Unable to allocate an output of shape {shape} and dtype {dtype}, {size} bytes"
@@ -201,7 +201,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw.view(dtype).reshape(shape)
 
 
-def _fresh(size: int) -> np.ndarray:
+def fresh(size: int) -> np.ndarray:
+    """Uninitialised bytes that start at a cache line, not from the pool."""
     raw = np.empty(size + ALIGNMENT, np.uint8)
     skip = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[skip : skip + size]

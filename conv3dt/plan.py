@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from math import prod
 from operator import itemgetter
@@ -22,7 +22,10 @@ import numpy as np
 from . import col2im, cost, engine, output_pool
 from .problem import Axis, Phase, Problem, effective_kernel, phases
 
+Triple = tuple[int, int, int]
+
 PLANS_KEPT = 16
+SCRATCH_MARGIN = 4096 + 64  # bytes: what the driver leaves between threads
 # Taps keeps a row of sums for each phase of each filter: 20 MB in rows of 256 float32.
 MOST_STREAMS = 1 << 14
 # Lanes keeps a plane of results for each phase of the width of each filter.
@@ -66,9 +69,19 @@ class Weights:
     def plan(self, problem: Problem, algorithm: str) -> Plan:
         """The plan for a problem, from the latest few or made now."""
         key = (engine.selected(), algorithm, problem)
+        return self._kept(key, lambda: make_plan(problem, self, algorithm))
+
+    def part(self, whole: Plan, problem: Problem) -> Plan:
+        """The plan for a part of a problem, which computes the bits that the whole would."""
+        if problem == whole.problem:
+            return whole
+        key = (engine.selected(), whole.algorithm, whole.problem, problem)
+        return self._kept(key, lambda: make_part(whole, problem, self))
+
+    def _kept(self, key: Hashable, make: Callable[[], Plan]) -> Plan:
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = make_plan(problem, self, algorithm)
+            plan = self._plans[key] = make()
             while len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
         return plan
@@ -79,6 +92,7 @@ class Candidate(Protocol):
 
     name: str
     family: str  # "direct": the sum as written
+    side: int  # positions that are computed as one: where a part of a problem may begin
 
     def declines(self, problem: Problem, weights: Weights) -> str | None: ...
 
@@ -92,6 +106,7 @@ class Tiles:
 
     name = "tiles"
     family = "direct"
+    side = 1
 
     def declines(self, problem: Problem, weights: Weights) -> str | None:
         return needs(problem, weights)
@@ -143,6 +158,7 @@ class Winograd:
 
     name = "winograd"
     family = "winograd"
+    side = 2
 
     def declines(self, problem: Problem, weights: Weights) -> str | None:
         if problem.groups > 1:
@@ -190,6 +206,7 @@ class Taps:
 
     name = "taps"
     family = "direct"
+    side = 1
 
     def declines(self, problem: Problem, weights: Weights) -> str | None:
         if problem.groups > 1:
@@ -218,6 +235,7 @@ class Lanes:
 
     name = "lanes"
     family = "direct"
+    side = 1
 
     def declines(self, problem: Problem, weights: Weights) -> str | None:
         if problem.groups > 1:
@@ -249,6 +267,7 @@ class Depthwise:
 
     name = "depthwise"
     family = "direct"
+    side = 1
 
     def declines(self, problem: Problem, weights: Weights) -> str | None:
         if problem.groups != problem.in_channels:
@@ -304,7 +323,8 @@ def bias_columns(problem: Problem, weights: Weights, repeat: int, vector: int) -
 
 
 CANDIDATES: tuple[Candidate, ...] = (Depthwise(), Lanes(), Taps(), Tiles(), Winograd())
-ALGORITHMS = tuple(candidate.name for candidate in CANDIDATES) + ("im2col",)
+BY_NAME = {candidate.name: candidate for candidate in CANDIDATES}
+ALGORITHMS = (*BY_NAME, "im2col")
 
 
 class Plan:
@@ -318,13 +338,16 @@ class Plan:
         compiled: Any = None,
         fused: frozenset[int] = frozenset(),
         work: float | None = None,
+        whole: Plan | None = None,
     ) -> None:
         self.problem = problem
         self.kernel = weights.kernel  # not the weights themselves: they keep their plans
         self.bias = weights.bias
         self.algorithm = algorithm
         self.compiled = compiled
-        self.gaps = compiled is not None and has_gaps(problem)
+        # A part of a problem takes from the whole's plan whatever decides about bits.
+        self.gaps: bool = whole.gaps if whole else compiled is not None and has_gaps(problem)
+        self.box: Triple = whole.box if whole else col2im.box_of(problem, self.kernel.itemsize)
         self.fused = frozenset() if self.gaps else fused  # codes of activations
         self.work = cost.im2col(problem) if work is None else work
         self.sample = problem.y_shape(1)[1:]
@@ -346,12 +369,7 @@ class Plan:
             y = out
         else:
             y = output_pool.empty(shape, compute)
-        team = engine.threads(num_threads, batch * self.work)
-        if activation is None or activation.code in self.fused or activation.code == 0:
-            self.run(source, y, activation, team)
-        else:
-            self.run(source, y, None, team)
-            y = activation.inplace(y)
+        y = self.compute(source, y, activation, num_threads)
         if y is out:
             return y
         if out is None:
@@ -361,6 +379,24 @@ class Plan:
         with np.errstate(all="ignore"):  # a half type may overflow, as it may in any cast
             out[...] = y
         return out
+
+    def compute(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        activation: Activation | None = None,
+        num_threads: int | None = None,
+    ) -> np.ndarray:
+        """The result in ``y``, or in a new array where the activation changes the shape.
+
+        Both arrays as ``readable`` and ``writable`` want them.
+        """
+        team = engine.threads(num_threads, len(x) * self.work)
+        if activation is None or activation.code in self.fused or activation.code == 0:
+            self.run(x, y, activation, team)
+            return y
+        self.run(x, y, None, team)
+        return activation.inplace(y)
 
     def run(
         self, x: np.ndarray, y: np.ndarray, activation: Activation | None = None, threads: int = 1
@@ -378,10 +414,27 @@ class Plan:
             team = self.compiled.run(x, y, code, params, threads)
         else:
             team = 1
-            col2im.run(self.problem, self.kernel, self.bias, x, y, threads)
+            col2im.run(self.problem, self.kernel, self.bias, x, y, threads, self.box)
         if activation is not None and activation.code != 0:
             activation.inplace(y)
         return int(team)
+
+    def cuts(self) -> tuple[Triple, Triple]:
+        """Outputs, and inputs, per axis, at multiples of which a part of the problem may begin.
+
+        There it has the phases of the whole, the tiles and, in im2col, the matrix products.
+        """
+        depth, height, width = (axis.stride for axis in self.problem.axes)
+        if self.compiled is None:
+            return (depth * self.box[0], height, width), (1, self.box[1], self.box[2])
+        side = BY_NAME[self.algorithm].side
+        return (depth * side, height * side, width * side), (1, 1, 1)
+
+    def scratch(self, threads: int) -> int:
+        """Bytes that a call takes beside x and y, at most."""
+        if self.compiled is None:
+            return threads * col2im.scratch(self.kernel)
+        return threads * (int(self.compiled.scratch) + SCRATCH_MARGIN)
 
     def fill(self, y: np.ndarray) -> None:
         """Bias everywhere: what voxels that no tap reaches keep."""
@@ -449,6 +502,15 @@ def make_plan(problem: Problem, weights: Weights, algorithm: str) -> Plan:
     work, best = min(accepted, key=itemgetter(0))
     compiled = best.prepare(problem, weights, kernels)
     return Plan(problem, weights, best.name, compiled, kernels.FUSED, work)
+
+
+def make_part(whole: Plan, problem: Problem, weights: Weights) -> Plan:
+    if whole.compiled is None:
+        return Plan(problem, weights, whole.algorithm, whole=whole)
+    kernels = engine.kernels(weights.kernel.dtype)
+    its = BY_NAME[whole.algorithm]
+    compiled, work = its.prepare(problem, weights, kernels), its.cost(problem, kernels)
+    return Plan(problem, weights, whole.algorithm, compiled, whole.fused, work, whole)
 
 
 def plan_for(problem: Problem, weights: Weights, algorithm: str = "auto") -> Plan:

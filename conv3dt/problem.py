@@ -17,7 +17,7 @@ which is what makes results bit-for-bit independent of both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 
@@ -134,6 +134,23 @@ def explicit_equivalent(
     out, crop = keras_axis(1, kernel, stride, dilation, padding, output_padding)
     tail = effective_kernel(kernel, dilation) - crop - out
     return (crop, max(tail, 0)), max(-tail, 0)
+
+
+def cut(axis: Axis, begin: int, end: int, blocks: int = 1) -> tuple[Axis, int]:
+    """Outputs ``begin:end`` of an axis as an axis of its own, and the first input it has.
+
+    ``begin`` is a multiple of the stride, so that the phases stay what they are. The inputs are
+    those that the outputs read, and at least one where there is any; they begin and end at
+    multiples of ``blocks``, or where the axis does.
+    """
+    first = -((effective_kernel(axis.kernel, axis.dilation) - 1 - begin - axis.crop) // axis.stride)
+    last = (end - 1 + axis.crop) // axis.stride
+    first = min(max(first, 0), max(axis.size - 1, 0)) // blocks * blocks
+    stop = min(max(last, first) // blocks * blocks + blocks, axis.size)
+    part = replace(
+        axis, size=stop - first, out=end - begin, crop=axis.crop + begin - first * axis.stride
+    )
+    return part, first
 
 
 @dataclass(frozen=True, slots=True)

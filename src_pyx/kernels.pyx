@@ -133,7 +133,7 @@ cdef class Plan:
     cdef Py_ssize_t share  # tasks a thread, to even out their differences
     cdef Py_ssize_t least_chunks  # for the sake of the caches
     cdef Py_ssize_t most_chunks
-    cdef Py_ssize_t scratch  # bytes per thread
+    cdef readonly Py_ssize_t scratch  # bytes per thread
     cdef Task task
     cdef const void *self_plan
     cdef list keep  # arrays whose memory the structs point to

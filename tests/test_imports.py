@@ -31,10 +31,12 @@ MAY_IMPORT = {
     "cost": {"problem"},
     "engine": {"cpus", "output_pool", "_compiled"},
     "plan": {"problem", "cost", "engine", "col2im", "output_pool"},
+    "pieces": {"activations", "dtypes", "plan", "problem"},
+    "blocks": {"arguments", "engine", "output_pool", "pieces", "plan", "problem"},
     "functional": {"activations", "arguments", "problem", "plan"},
     "layer": {
-        "activations", "arguments", "constraints", "dtypes", "engine", "initializers", "names",
-        "plan", "problem", "regularizers",
+        "activations", "arguments", "blocks", "constraints", "dtypes", "engine", "initializers",
+        "names", "pieces", "plan", "problem", "regularizers",
         "formats",  # in the methods that read and write files, when they are called
     },
     "members": {"activations", "arguments", "names", "output_pool"},
@@ -105,7 +107,7 @@ def test_every_module_of_the_arrow_exists() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_importing_needs_only_numpy_and_threadpoolctl(path: Path) -> None:
     """Optional packages are imported where they are used, inside functions."""
-    if path.parts[0] in ("__main__.py", "dask.py", "demo.py"):
+    if path.parts[0] in ("__main__.py", "demo.py"):
         return  # not imported by the package itself
     allowed = {*sys.stdlib_module_names, "numpy", "threadpoolctl", "conv3dt"}
     top = [

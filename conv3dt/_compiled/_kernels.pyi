@@ -20,6 +20,8 @@ DTYPE: np.dtype[Any]
 class Plan:
     @property
     def channels_last(self) -> bool: ...
+    @property
+    def scratch(self) -> int: ...
     def run(
         self,
         x: _Array,
