@@ -251,10 +251,10 @@ def _stream(piece: Piece, source: Any, target: Any, buffer: np.ndarray) -> None:
         y = buffer[: prod(piece.y_shape)].reshape(piece.y_shape)
         target[piece.outputs] = piece.apply(x, y)
     for array in (source, target):
-        _let_go(array)
+        let_go(array)
 
 
-def _let_go(array: Any) -> None:
+def let_go(array: Any) -> None:
     """Unmap the pages of a file: they would count as memory of this process until it ends.
 
     What was written is in the system's cache. Not so for a private mapping (mode "c").

@@ -93,9 +93,11 @@ def box_of(problem: Problem, itemsize: int) -> Box:
     return box[2], box[1], box[0]
 
 
-def scratch(kernel: np.ndarray) -> int:
-    """Bytes that a thread takes at most: columns, rows of x, a tap's weights, three copies."""
-    return 2 * SCRATCH_BYTES + 2 * kernel.nbytes // len(kernel)
+def scratch(kernel: np.ndarray, box: Box) -> int:
+    """Bytes that a thread takes at most: columns and rows of x, a tap's weights, two copies."""
+    _, kh, kw, filters, channels = kernel.shape
+    columns = prod(box) * (kh * kw * filters + channels) * kernel.itemsize
+    return int(2 * (columns + kernel.nbytes // len(kernel)))
 
 
 def _plane_runs(problem: Problem, length: int) -> Iterator[range]:

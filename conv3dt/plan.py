@@ -433,7 +433,7 @@ class Plan:
     def scratch(self, threads: int) -> int:
         """Bytes that a call takes beside x and y, at most."""
         if self.compiled is None:
-            return threads * col2im.scratch(self.kernel)
+            return threads * col2im.scratch(self.kernel, self.box)
         return threads * (int(self.compiled.scratch) + SCRATCH_MARGIN)
 
     def fill(self, y: np.ndarray) -> None:

@@ -42,12 +42,16 @@ class Reader(Protocol):
         """Kernel and, if there is one, bias, as `like` stores them, of the layer of this name."""
 
 
-def _reader(path: Path) -> Reader:
-    """The module that reads this file. ValueError if there is none."""
+def kind(path: Path) -> str:
+    """Name of the module that reads this file. ValueError if there is none."""
     for suffix in sorted(READERS, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
-            return cast("Reader", importlib.import_module(f".{READERS[suffix]}", __name__))
+            return READERS[suffix]
     raise ValueError(f"path must end in one of {', '.join(READERS)}, got {str(path)!r}")
+
+
+def _reader(path: Path) -> Reader:
+    return cast("Reader", importlib.import_module(f".{kind(path)}", __name__))
 
 
 def list_layers(path: str | os.PathLike[str]) -> list[LayerInfo]:

@@ -1,0 +1,123 @@
+"""``conv3dt run MODEL INPUT -o OUTPUT``: a volume in a file through a layer of a model file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .. import arguments, blocks, dtypes, engine, formats, plan
+from ..layer import Conv3DTranspose
+from ..pieces import Operation
+from . import axes, model, nifti, parser, volumes
+from .progress import progress
+
+HELP = "apply a layer of a model file to a volume in a file"
+TILE = "2GB"  # of memory, where --tile says nothing else
+LAYOUTS = {"channels_last": "NDHWC", "channels_first": "NCDHW"}
+
+
+def add_arguments(its: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    its.add_argument("model", type=Path, help=f"a file: {', '.join(formats.READERS)}")
+    its.add_argument("input", type=Path, help=f"a volume: {', '.join(volumes.KINDS)}")
+    its.add_argument("-o", "--output", type=Path, required=True, help="a volume of any kind")
+    its.add_argument("--array", metavar="NAME", help="which array of an .npz or zarr group")
+    its.add_argument(
+        "--tile", action="store_true", help=f"stream in pieces within --max-memory, or {TILE}"
+    )
+    its.add_argument("--max-memory", metavar="SIZE", help='of the pieces, as "500MB"; means --tile')
+    its.add_argument("--dtype", choices=list(dtypes.POLICIES), help="instead of the layer's own")
+    its.add_argument("--threads", type=parser.threads, metavar="N")
+    its.add_argument("--verbose", action="store_true", help="say how it is computed, and why so")
+    model.add_arguments(its)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compute the output, which has its name only when it is whole."""
+    tile = options.tile or options.max_memory is not None
+    memory = arguments.memory_size("--max-memory", options.max_memory or TILE)
+    plan.VERBOSE = options.verbose or plan.VERBOSE
+    layer = _layer(options)
+    layout = LAYOUTS[layer.data_format]
+    volume = volumes.opened(options.input, options.array)
+    stored = axes.stored_axes(
+        tuple(volume.array.shape),
+        volumes.full_axes(options.input, layout),
+        layer.kernel.shape[4],
+    )
+    source = _source(options.input, volume.array, stored, layout, layer)
+    operation = layer.operation(source.shape)
+    if options.verbose:
+        _explain(layer, operation)
+    channels = operation.y_shape[layout.index("C")]
+    written = axes.with_channels(stored, volumes.full_axes(options.output, layout), channels)
+    shape = tuple(operation.y_shape[layout.index(axis)] for axis in written)
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        array = stack.enter_context(
+            volumes.created(
+                options.output,
+                shape,
+                operation.result,
+                volume.image,
+                _affine(volume, layer, source),
+            )
+        )
+        blocks.apply_blocks(
+            layer,
+            source,
+            axes.five_axes(array, written, layout),
+            max_memory=memory if tile else sys.maxsize,
+            progress=stack.enter_context(progress()) if tile else None,
+        )
+    seconds = time.perf_counter() - begun
+    print(f"output  {options.output} {shape} {operation.result}, {seconds:.2f} s")
+    return 0
+
+
+def _layer(options: argparse.Namespace) -> Conv3DTranspose:
+    layer = model.open_layer(options.model, options)
+    if options.dtype is not None:
+        weights = layer.get_weights()
+        layer = Conv3DTranspose.from_config({**layer.get_config(), "dtype": options.dtype})
+        layer._adopt(weights[0], weights[1] if len(weights) > 1 else None)
+    layer.num_threads = options.threads
+    return layer
+
+
+def _source(path: Path, array: Any, stored: str, layout: str, layer: Conv3DTranspose) -> Any:
+    """The input with five axes, of floats; what had to be done for that is said."""
+    if array.dtype.kind not in "biuf" and array.dtype.name not in arguments.FLOATS:
+        raise TypeError(f"{path} must hold real numbers, got {array.dtype}")
+    cast = None if array.dtype.name in arguments.FLOATS else layer._variable
+    source = axes.five_axes(array, stored, layout, cast)
+    said = f"input   {path} {tuple(array.shape)} {array.dtype}"
+    if stored != layout:
+        said += f", read as {source.shape} ({layout})"
+    print(said if cast is None else f"{said}, cast to {cast}")
+    return source
+
+
+def _affine(volume: volumes.Volume, layer: Conv3DTranspose, source: Any) -> Any:
+    """Where the voxels of the output are, if it is known of the input."""
+    if volume.image is None:
+        return None
+    problem = layer._poser(layer.kernel.shape[4])(source.shape)
+    return nifti.upsampled(volume.image.affine, problem.axes)
+
+
+def _explain(layer: Conv3DTranspose, operation: Operation) -> None:
+    """What was chosen; why other algorithms were not, the plan has said."""
+    threads = operation.num_threads or engine.get_num_threads()
+    chosen = operation.plan
+    for line in (
+        repr(layer),
+        f"{chosen.algorithm} on {engine.selected()}, at most {threads} threads, "
+        f"{chosen.problem.multiplications:,} multiplications a sample",
+        f"weights {layer.kernel.nbytes:,} bytes, scratch at most {chosen.scratch(threads):,}",
+    ):
+        print(f"conv3dt: {line}", file=sys.stderr)
