@@ -14,7 +14,8 @@ in NumPy. `pieces` computes a part of a volume with the bits it has in the whole
 volumes from such parts, `dask` dask arrays. `activations`, `initializers`, `regularizers` and
 `constraints` are leaves. `formats` makes layers from the files of frameworks, and files from
 layers. `sequential` stands above: chains of layers, with `folding` and `program` below it and the
-other layers of a chain in `members`, `dense` and `batchnorm`. Both are imported when used.
+other layers of a chain in `members`, `dense` and `batchnorm`. Both are imported when used. The
+command line is `__main__` and `cli`.
 """
 
 __version__ = "0.1.0"
