@@ -62,6 +62,14 @@ def axis(name: str, value: Any) -> int:
     return number
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False, from anything that counts as one of them (use_bias, trainable)."""
+    try:
+        return bool(value)
+    except (ValueError, TypeError) as error:  # arrays
+        raise TypeError(f"{name} must be True or False, got {_kind(value)}") from error
+
+
 def padding(value: Any) -> str | Pads:
     """``"valid"``, ``"same"`` (any case), or three pairs ``(lo, hi)`` of cropped voxels.
 

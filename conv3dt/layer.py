@@ -154,7 +154,7 @@ class Conv3DTranspose:
         self._data_format = arguments.data_format(data_format)
         self._groups = arguments.positive_int("groups", groups)
         arguments.check_groups(self._groups, "filters", self._filters)
-        self._use_bias = bool(use_bias)
+        self._use_bias = arguments.flag("use_bias", use_bias)
 
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
@@ -163,7 +163,7 @@ class Conv3DTranspose:
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.kernel_constraint = constraints.get(kernel_constraint)
         self.bias_constraint = constraints.get(bias_constraint)
-        self.trainable = bool(trainable)
+        self.trainable = arguments.flag("trainable", trainable)
 
         self._set_policy(dtype)
         self._name = names.layer_name(name, type(self))
@@ -443,10 +443,14 @@ class Conv3DTranspose:
         ValueError
             The layer is not built, or the number or a shape of the arrays is wrong.
         TypeError
-            An array that is not of floats.
+            No sequence, or an array that is not of floats.
         """
         self._check_built("weights")
         assert self._kernel is not None
+        try:
+            weights = list(weights)
+        except TypeError as error:
+            raise TypeError(f"weights must be a list of arrays, got {weights!r}") from error
         if len(weights) != len(self.weights):
             raise ValueError(
                 f"weights must be {len(self.weights)} arrays (use_bias={self._use_bias}), "
@@ -715,11 +719,16 @@ class Conv3DTranspose:
         ------
         ValueError
             An unknown key or name, or a bad value.
+        TypeError
+            No dict.
         """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be a dict, got {config!r}")
         known = {key: value for key, value in config.items() if key not in _IGNORED}
         batch_shape = known.pop("batch_input_shape", None)
         if batch_shape is not None:
-            known.setdefault("input_shape", tuple(batch_shape)[1:])
+            shape = arguments.sizes("batch_input_shape", batch_shape, 5)
+            known.setdefault("input_shape", shape[1:])
         for key, module in _OBJECTS.items():
             if key in known:
                 known[key] = module.get(known[key], custom_objects)
@@ -728,8 +737,9 @@ class Conv3DTranspose:
         try:
             return cls(**known)
         except TypeError as error:
+            keys = sorted(map(str, config))
             raise ValueError(
-                f"config must hold the arguments of {cls.__name__}, got {sorted(config)}: {error}"
+                f"config must hold the arguments of {cls.__name__}, got {keys}: {error}"
             ) from error
 
     def _set_policy(self, dtype: Any) -> None:

@@ -30,6 +30,7 @@ SCRATCH_MARGIN = 4096 + 64  # bytes: what the driver leaves between threads
 MOST_STREAMS = 1 << 14
 # Lanes keeps a plane of results for each phase of the width of each filter.
 MOST_LANES = 1 << 8
+FARTHEST = 16  # voxels between the inputs of an output: minimal filtering reads all between them
 VERBOSE = os.environ.get("CONV3DT_VERBOSE") == "1"
 
 
@@ -116,7 +117,7 @@ class Tiles:
 
     def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
         fused = self.fused(problem)
-        axes = [phases(axis) for axis in problem.axes]
+        axes = [nearby(axis) for axis in problem.axes]
         width = problem.axes[2]
         taps = [[[tap for tap, _ in phase.taps] for phase in axis] for axis in axes]
         if fused:  # one phase, whose columns are the taps of the width x filters
@@ -175,6 +176,8 @@ class Winograd:
             for (_, one), (_, two) in zip(phase.taps, phase.taps[1:], strict=False)
         ):
             return "taps of a phase that are not neighbours"
+        if any(effective_kernel(a.kernel, a.dilation) > FARTHEST * a.stride for a in problem.axes):
+            return "phases that are far apart"
         return needs(problem, weights)
 
     def cost(self, problem: Problem, kernels: Any) -> float:
@@ -220,7 +223,7 @@ class Taps:
 
     def prepare(self, problem: Problem, weights: Weights, kernels: Any) -> Any:
         return kernels.Taps(
-            [record(axis, phases(axis)) for axis in problem.axes],
+            [record(axis, nearby(axis)) for axis in problem.axes],
             problem.in_channels,
             problem.filters,
             problem.channels_last,
@@ -284,7 +287,7 @@ class Depthwise:
             (kernels.__name__, self.name), lambda: kernels.pack_depthwise(weights.kernel)
         )
         return kernels.Depthwise(
-            [record(axis, phases(axis)) for axis in problem.axes],
+            [record(axis, nearby(axis)) for axis in problem.axes],
             problem.in_channels,
             problem.filters,
             problem.channels_last,
@@ -303,13 +306,39 @@ def needs(problem: Problem, weights: Weights) -> str | None:
     return None
 
 
+def nearby(axis: Axis) -> tuple[Phase, ...]:
+    """The phases of an axis; taps that never meet the input lie just beyond it.
+
+    Kernels multiply offsets and reserve memory by them.
+    """
+    its = phases(axis)
+    grid = max((phase.count(axis) for phase in its), default=0)
+    return tuple(
+        replace(
+            phase,
+            taps=tuple((tap, min(max(offset, -grid), axis.size)) for tap, offset in phase.taps),
+        )
+        for phase in its
+    )
+
+
 def record(axis: Axis, its: tuple[Phase, ...]) -> tuple[Any, ...]:
-    """An axis and its phases as the compiled plans take them."""
+    """An axis and its phases as the compiled plans take them.
+
+    A stride that is never taken ends just beyond the output: kernels reserve memory by it.
+    """
+    counts = [phase.count(axis) for phase in its]
+    stride = axis.stride
+    if max(counts, default=0) <= 1:
+        stride = min(stride, axis.out + axis.kernel + 1)  # still more than there are phases
     return (
         axis.size,
         axis.out,
-        axis.stride,
-        tuple((phase.first, phase.count(axis), phase.taps) for phase in its),
+        stride,
+        tuple(
+            (min(phase.first, axis.out), count, phase.taps)
+            for phase, count in zip(its, counts, strict=True)
+        ),
     )
 
 
@@ -456,9 +485,7 @@ class Plan:
 
 def has_gaps(problem: Problem) -> bool:
     """Whether there are outputs that no tap reaches, whatever the input."""
-    return any(
-        sum(phase.count(axis) for phase in phases(axis)) < axis.out for axis in problem.axes
-    )
+    return any(sum(phase.count(axis) for phase in phases(axis)) < axis.out for axis in problem.axes)
 
 
 def reached(problem: Problem) -> bool:

@@ -31,9 +31,7 @@ IDENTITIES = (
 )  # fmt: skip
 
 
-def make(
-    config: Any, custom_objects: Mapping[str, Any] | None = None
-) -> Conv3DTranspose | Member:
+def make(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Conv3DTranspose | Member:
     """The layer that a config ``{"class_name": ..., "config": ...}`` stands for.
 
     Raises

@@ -108,7 +108,8 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
     custom_objects
         The user's own classes or functions by name; they come first.
     """
-    if identifier == "l1_l2" and not (custom_objects and "l1_l2" in custom_objects):
+    own = isinstance(identifier, str) and identifier == "l1_l2"
+    if own and not (custom_objects and "l1_l2" in custom_objects):
         return L1L2(0.01, 0.01)  # the function of Keras 2; "l1l2" is Keras 3's, with zeros
     return identifiers.resolve("regularizer", identifier, REGULARIZERS, custom_objects)
 

@@ -393,10 +393,16 @@ cdef void minimal_sides(TilesPlan *p):
         if even_part(half[0], d) < d:
             continue
         p.side[0] = 2 * d
+        p.side[1] = p.side[2] = 2
+        if minimal_room(p) > most and fewest > 0:
+            break
         for h in range(1, half[1] + 1):
             if even_part(half[1], h) < h:
                 continue
             p.side[1] = 2 * h
+            p.side[2] = 2 * longest
+            if minimal_room(p) > most and fewest > 0:
+                break
             for w in range(longest, half[2] + 1):
                 if even_part(half[2], w) < w:
                     continue

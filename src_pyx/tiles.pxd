@@ -165,10 +165,12 @@ cdef inline Py_ssize_t tiles_scratch(
     cdef Py_ssize_t phases = p.together
     cdef Py_ssize_t positions = box_positions(p)
     cdef Py_ssize_t taps = plain_taps(p)
-    cdef Py_ssize_t size = 0, image = 1, outputs = 1, places, line = VECTOR * (RUN + VECTOR)
+    cdef Py_ssize_t size = 0, image = 1, outputs = 1, places, side
+    cdef Py_ssize_t line = VECTOR * (RUN + VECTOR)
     cdef int a
     for a in range(3):
-        image *= p.side[a] + p.axes[a].high - p.axes[a].low
+        side = p.side[a] + p.axes[a].high - p.axes[a].low
+        image *= side if p.minimal else min(side, p.axes[a].size)
         outputs *= p.side[a] * p.spread[a]
     outputs += VECTOR
     places = image
@@ -261,7 +263,7 @@ cdef inline void load_image(
     const Tiles *p, const Call *call, const real *x, const Box *box, Source *source,
     const Workspace *work,
 ) noexcept nogil:
-    # The input of a box -> [d][h][w][channels], with zeros around.
+    # The input of a box -> [d][h][w][channels]; for minimal filtering with zeros around.
     cdef Py_ssize_t lo[3]
     cdef Py_ssize_t hi[3]
     cdef Py_ssize_t positions = 1
@@ -273,7 +275,10 @@ cdef inline void load_image(
         if p.minimal:  # whole tiles
             source.hi[a] += (box.hi[a] - box.lo[a]) % 2
         lo[a] = max(source.lo[a], 0)
-        hi[a] = min(source.hi[a], p.axes[a].size)
+        hi[a] = max(min(source.hi[a], p.axes[a].size), lo[a])
+        if not p.minimal:  # what is not there is not read
+            source.lo[a] = lo[a]
+            source.hi[a] = hi[a]
         clipped = clipped or hi[a] - lo[a] < source.hi[a] - source.lo[a]
         positions *= source.hi[a] - source.lo[a]
     source.step[2] = voxel(p)

@@ -157,6 +157,10 @@ def draw_problem(its: Draw) -> tuple[Problem, Any, Triple | None]:
     shapes = [common or (its.integer(1, 5), its.integer(1, 4), its.integer(1, 3)) for _ in range(3)]
     if style in ("valid", "same"):  # Keras has no strides together with dilation
         shapes = [(k, 1, d) if dilated else (k, s, 1) for k, s, d in shapes]
+    if its.one_in(20):  # numbers far larger than the arrays
+        axis, far = its.integer(0, 2), its.pick((40, 300))
+        kernel, stride, dilation = shapes[axis]
+        shapes[axis] = (kernel, stride, far) if dilated else (kernel, far, dilation)
     sizes = [its.pick(planes), its.pick(planes), its.pick(widths)]
     lighten(sizes, shapes, groups * filters, channels)
     windows = [draw_window(its, style, given, *axis) for axis in zip(sizes, shapes, strict=True)]
