@@ -30,7 +30,7 @@ SCRATCH_MARGIN = 4096 + 64  # bytes: what the driver leaves between threads
 MOST_STREAMS = 1 << 14
 # Lanes keeps a plane of results for each phase of the width of each filter.
 MOST_LANES = 1 << 8
-FARTHEST = 16  # voxels between the inputs of an output: minimal filtering reads all between them
+FARTHEST = 16  # voxels between the inputs of an output: images hold all between them
 VERBOSE = os.environ.get("CONV3DT_VERBOSE") == "1"
 
 
@@ -176,7 +176,7 @@ class Winograd:
             for (_, one), (_, two) in zip(phase.taps, phase.taps[1:], strict=False)
         ):
             return "taps of a phase that are not neighbours"
-        if any(effective_kernel(a.kernel, a.dilation) > FARTHEST * a.stride for a in problem.axes):
+        if far(problem):
             return "phases that are far apart"
         return needs(problem, weights)
 
@@ -245,6 +245,8 @@ class Lanes:
             return "groups"
         if problem.axes[2].stride * problem.filters > MOST_LANES:
             return "too many phases and filters in a row of results"
+        if far(problem):
+            return "phases that are far apart"
         return needs(problem, weights)
 
     def cost(self, problem: Problem, kernels: Any) -> float:
@@ -255,7 +257,7 @@ class Lanes:
             (kernels.__name__, self.name), lambda: kernels.pack_lanes(weights.kernel)
         )
         return kernels.Lanes(
-            [record(axis, phases(axis)) for axis in problem.axes],
+            [record(axis, nearby(axis)) for axis in problem.axes],
             problem.in_channels,
             problem.filters,
             problem.channels_last,
@@ -304,6 +306,11 @@ def needs(problem: Problem, weights: Weights) -> str | None:
     if problem.in_channels == 0:
         return "no input channels"
     return None
+
+
+def far(problem: Problem) -> bool:
+    """Whether the inputs of an output are too far apart for an image with all between them."""
+    return any(effective_kernel(a.kernel, a.dilation) > FARTHEST * a.stride for a in problem.axes)
 
 
 def nearby(axis: Axis) -> tuple[Phase, ...]:
