@@ -620,6 +620,12 @@ cdef void lanes_tile(
     lanes_rows(positions, taps, low, high, a, b, ldb, bias, more, out, ldo, mr)
 
 
+cdef Py_ssize_t lanes_bytes(LanesPlan *p):
+    """Of the image and the sums of a box of these sides."""
+    lanes_shape(p)
+    return (image_reals(p) + p.streams * p.span) * REAL_BYTES
+
+
 cdef void lanes_sides(LanesPlan *p):
     """Boxes whose image and sums fit a part of the second-level cache: of these the ones that load
     the fewest inputs, in enough boxes for threads to share."""
@@ -631,13 +637,17 @@ cdef void lanes_sides(LanesPlan *p):
     if p.axes[0].low == p.axes[0].high and p.axes[1].low == p.axes[1].high:
         room = NEAR_BYTES  # nothing is loaded twice
     for d in range(1, p.axes[0].grid + 1):
+        if even_part(p.axes[0].grid, d) < d:
+            continue
+        p.side[0] = d
+        p.side[1] = 1
+        if lanes_bytes(p) > room:
+            break
         for h in range(1, p.axes[1].grid + 1):
-            if even_part(p.axes[0].grid, d) < d or even_part(p.axes[1].grid, h) < h:
+            if even_part(p.axes[1].grid, h) < h:
                 continue
-            p.side[0] = d
             p.side[1] = h
-            lanes_shape(p)
-            if (image_reals(p) + p.streams * p.span) * REAL_BYTES > room:
+            if lanes_bytes(p) > room:
                 break
             boxes = loads = box_count(p.side, p.axes)
             for a in range(2):
