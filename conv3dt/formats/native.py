@@ -2,8 +2,8 @@
 
 A file is a NumPy ``.npz``, uncompressed: ``config``, the bytes of a JSON object
 ``{"format": "conv3dt", "version": 1, "class_name": ..., "config": ..., "weights": n}``, and, if the
-layer is built, the n arrays ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...:
-number of the layer and of the weight. NumPy has no bfloat16: such weights lie there as uint16.
+layer is built, n arrays: ``kernel`` and perhaps ``bias``; of a chain ``0.0``, ``0.1``, ...: number
+of the layer and of the weight. NumPy has no bfloat16: such weights lie there as uint16.
 """
 
 from __future__ import annotations
