@@ -65,9 +65,12 @@ def axis(name: str, value: Any) -> int:
 def flag(name: str, value: Any) -> bool:
     """True or False, from anything that counts as one of them (use_bias, trainable)."""
     try:
-        return bool(value)
-    except (ValueError, TypeError) as error:  # arrays
-        raise TypeError(f"{name} must be True or False, got {_kind(value)}") from error
+        if value is not NotImplemented:  # its truth is deprecated
+            return bool(value)
+        error = None
+    except (ValueError, TypeError) as failure:  # arrays
+        error = failure
+    raise TypeError(f"{name} must be True or False, got {_kind(value)}") from error
 
 
 def padding(value: Any) -> str | Pads:

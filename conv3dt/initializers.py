@@ -51,6 +51,8 @@ class Constant(Initializer):
                 f"Constant must have a value that broadcasts to {tuple(shape)}, "
                 f"got shape {np.shape(self.value)}"
             ) from error
+        if value.dtype.kind in "cSUOMm":
+            raise TypeError(f"Constant must have a value of real numbers, got {value.dtype}")
         return value.astype(_dtype(dtype))
 
     def get_config(self) -> identifiers.Config:

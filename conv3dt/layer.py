@@ -366,7 +366,10 @@ class Conv3DTranspose:
 
     def _initial(self, name: str, initializer: Any, shape: tuple[int, ...]) -> Array:
         initializer = initializer or initializers.GlorotUniform()
-        array = np.asarray(initializer(shape, dtype=self._dtype))
+        try:
+            array = np.asarray(initializer(shape, dtype=self._dtype))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}_initializer must return {shape} numbers: {error}") from error
         if array.shape != shape:
             raise ValueError(f"{name}_initializer must return shape {shape}, got {array.shape}")
         return array
