@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -449,6 +450,15 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program, *words = line.split()
         assert program == "conv3dt" and __main__.main(words) == 0, line
     assert np.load("probabilities.npy").shape == (64, 64, 64, 2)
+
+
+def test_ctrl_c_waits_for_a_read_or_write() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with axes.uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append("written")
+    assert done == ["written"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_as_a_module(tmp_path: Path) -> None:

@@ -6,6 +6,10 @@ channels), "DHWC", and so on.
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,7 +64,9 @@ class FiveAxes:
         self.shape = tuple(array.shape[axes.index(a)] if a in axes else 1 for a in layout)
 
     def __getitem__(self, index: Slices) -> np.ndarray:
-        part = _expand(np.asarray(self.array[self._stored(index)]), self.axes, self.layout)
+        with uninterrupted():
+            stored = np.asarray(self.array[self._stored(index)])
+        part = _expand(stored, self.axes, self.layout)
         part = np.ascontiguousarray(part, self.dtype)
         let_go(self.array)
         return part
@@ -69,11 +75,28 @@ class FiveAxes:
         missing = tuple(i for i, axis in enumerate(self.layout) if axis not in self.axes)
         present = [axis for axis in self.layout if axis in self.axes]
         order = [present.index(axis) for axis in self.axes]
-        self.array[self._stored(index)] = value.squeeze(missing).transpose(order)
+        with uninterrupted():
+            self.array[self._stored(index)] = value.squeeze(missing).transpose(order)
         let_go(self.array)
 
     def _stored(self, index: Slices) -> Slices:
         return tuple(index[self.layout.index(axis)] for axis in self.axes)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: zarr's threads would go on without it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _expand(array: np.ndarray, axes: str, layout: str) -> np.ndarray:
