@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from itertools import product
 
 import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from test_arguments import OffersArray, OffersDlpack
 
 from conv3dt.functional import conv3d_transpose
 from conv3dt.layer import Conv3DTranspose
@@ -525,12 +527,19 @@ def test_out_as_a_channel_slice(call):
 
 
 @both
-def test_out_overlapping_x(call):
-    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 3, 3)).astype(np.float32)
-    memory = np.random.default_rng(1).standard_normal((2, 4, 4, 4, 3)).astype(np.float32)
-    x, out = memory[:1].copy(), memory.reshape(-1)[7 : 7 + 192].reshape(1, 4, 4, 4, 3)
-    expected = call(x, kernel, padding="same")
-    call(memory[:1], kernel, padding="same", out=out)
+@pytest.mark.parametrize("operand", ["x", "kernel", "bias"])
+def test_out_overlapping_an_operand(call, operand):
+    rng = np.random.default_rng(0)
+    shapes = dict(x=(1, 4, 4, 4, 3), kernel=(3, 3, 3, 3, 3), bias=(3,))
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    expected = call(**arrays, padding="same")
+    memory = np.zeros(400, np.float32)
+    its = arrays[operand]
+    inside = memory[100 : 100 + its.size].reshape(its.shape)
+    inside[...] = its
+    arrays[operand] = inside
+    out = memory[7 : 7 + 192].reshape(1, 4, 4, 4, 3)
+    call(**arrays, padding="same", out=out)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -579,6 +588,12 @@ def test_nested_lists(call):
     np.testing.assert_array_equal(call(X.tolist(), KERNEL), call(X, KERNEL))
 
 
+@both
+@pytest.mark.parametrize("offer", [OffersArray, OffersDlpack])
+def test_array_protocols(call, offer):
+    np.testing.assert_array_equal(call(offer(X), KERNEL), call(X, KERNEL))
+
+
 LAYER_CASTS = [np.float16, ml_dtypes.bfloat16, np.float64]
 
 
@@ -601,6 +616,13 @@ def read_only(array):
     return array
 
 
+def mapped(array):
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, array.dtype, "w+", shape=array.shape)
+    held[...] = array
+    return held
+
+
 def unaligned(array):
     view = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
     view[...] = array
@@ -617,8 +639,9 @@ def unaligned(array):
         lambda x: x[::-1, ::-1, ::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1, ::-1, ::-1],
         lambda x: x.transpose(4, 2, 0, 1, 3).copy().transpose(2, 3, 1, 4, 0),
         read_only,
+        mapped,
     ],
-    ids=["big-endian", "unaligned", "fortran", "reversed", "transposed", "read-only"],
+    ids=["big-endian", "unaligned", "fortran", "reversed", "transposed", "read-only", "memmap"],
 )
 def test_same_bits_for_any_memory(call, change):
     rng = np.random.default_rng(0)
