@@ -29,11 +29,12 @@ from call cimport Call
 from epilogue cimport LINEAR, activate
 from geometry cimport Axis, Box, box_at, box_count
 from microkernel cimport MOST_TERMS
+from scratch cimport Scratch, cut, scratch_at
 from simd cimport (
     real, vf, NR, NV, ROWS, VECTOR, REAL_BYTES,
     vload, vload_part, vstore, vstream, vset, vadd, vfma,
 )
-from tiles cimport largest_phase, lines
+from tiles cimport largest_phase
 from transfer cimport interleave, put_row, put_run
 
 
@@ -98,24 +99,21 @@ cdef inline Py_ssize_t depthwise_scratch(
     const Depthwise *p, char *scratch, Space *space
 ) noexcept nogil:
     # Cuts `scratch` into `space`; returns its size in bytes.
-    cdef Py_ssize_t terms = lines(
-        largest_phase(&p.axes[0]) * largest_phase(&p.axes[1]) * largest_phase(&p.axes[2]) * sizeof(void *)
-    )
-    cdef Py_ssize_t rows = p.band * p.axes[1].phases
-    cdef Py_ssize_t sums = lines(rows * p.axes[2].phases * reach(p) * REAL_BYTES)
-    cdef Py_ssize_t run = lines((rows * run_reach(p) + VECTOR) * REAL_BYTES)
+    cdef Py_ssize_t rows = p.band * p.axes[1].phases, terms = sizeof(void *)
     cdef Py_ssize_t image = p.filters
+    cdef Scratch memory = scratch_at(scratch)
     cdef int a
     for a in range(3):
+        terms *= largest_phase(&p.axes[a])
         image *= min(p.side[a] + p.axes[a].high - p.axes[a].low, p.axes[a].size)
-    space.x = <const real **>scratch
-    space.w = <const real **>(scratch + terms)
-    space.sums = <real *>(scratch + 2 * terms)
-    space.run = <real *>(scratch + 2 * terms + sums)
-    space.image = <real *>(scratch + 2 * terms + sums + run)
     if not p.channels_last or (p.along and p.repeat == 1):
         image = -VECTOR
-    return 2 * terms + sums + run + lines((image + VECTOR) * REAL_BYTES)
+    space.x = <const real **>cut(&memory, terms)
+    space.w = <const real **>cut(&memory, terms)
+    space.sums = <real *>cut(&memory, rows * p.axes[2].phases * reach(p) * REAL_BYTES)
+    space.run = <real *>cut(&memory, (rows * run_reach(p) + VECTOR) * REAL_BYTES)
+    space.image = <real *>cut(&memory, (image + VECTOR) * REAL_BYTES)
+    return memory.size
 
 
 cdef inline void repeat_row(

@@ -21,7 +21,7 @@ from epilogue cimport Activation, activate
 from geometry cimport Axis, Source, box_count, ceil_div, even_part
 from lanes cimport Lanes as LanesPlan, LanesRoom, image_reals, lanes_rows
 from lanes cimport lanes_scratch, lanes_shape, lanes_task
-from simd cimport real, vfence, MOST_FILTERS
+from simd cimport real, vallow, vfence, MOST_FILTERS
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
 from microkernel cimport split_rows, tile_rows
@@ -209,6 +209,7 @@ cdef class Plan:
             buffer = None
         if buffer is None or cnp.PyArray_NBYTES(buffer) < size * threads:
             buffer = aligned(size * threads // REAL_BYTES)
+        vallow(cnp.PyArray_DATA(buffer), size * threads)
         team = self.drive(&call, total, batch, threads, <char *>cnp.PyArray_DATA(buffer), size)
         if not _scratch and cnp.PyArray_NBYTES(buffer) <= SCRATCH_KEPT * threads:
             _scratch.append(buffer)

@@ -22,10 +22,10 @@ from call cimport Call
 from epilogue cimport LINEAR, activate
 from geometry cimport Axis, Box, box_at, even_part
 from microkernel cimport depth_block, tap_block
+from scratch cimport Scratch, cut, scratch_at
 from simd cimport (
     real, vf, MOST_FILTERS, MOST_VECTORS, REAL_BYTES, SUMS, VECTOR, vadd, vfma, vload, vset, vstore,
 )
-from tiles cimport lines
 from transfer cimport interleave, put_voxels, put_woven, transpose_into
 
 
@@ -166,19 +166,17 @@ cdef inline Py_ssize_t lanes_scratch(
     const Lanes *p, char *scratch, LanesRoom *room
 ) noexcept nogil:
     # Cuts `scratch` into `room`; returns its size in bytes.
-    cdef Py_ssize_t image = lines(image_reals(p) * REAL_BYTES)
-    cdef Py_ssize_t sums = lines(p.streams * p.span * REAL_BYTES)
-    cdef Py_ssize_t mixed = lines(p.streams * (p.side[2] + 3 * VECTOR) * REAL_BYTES)
+    cdef Scratch memory = scratch_at(scratch)
     cdef Py_ssize_t taps = sizeof(void *)
     cdef int a
     for a in range(3):
         taps *= p.axes[a].start[p.axes[a].phases]
-    room.image = <real *>scratch
-    room.sums = <real *>(scratch + image)
-    room.mixed = <real *>(scratch + image + sums)
-    room.weights = <const real **>(scratch + image + sums + mixed)
-    room.inputs = <const real **>(scratch + image + sums + mixed + lines(taps))
-    return image + sums + mixed + 2 * lines(taps)
+    room.image = <real *>cut(&memory, image_reals(p) * REAL_BYTES)
+    room.sums = <real *>cut(&memory, p.streams * p.span * REAL_BYTES)
+    room.mixed = <real *>cut(&memory, p.streams * (p.side[2] + 3 * VECTOR) * REAL_BYTES)
+    room.weights = <const real **>cut(&memory, taps)
+    room.inputs = <const real **>cut(&memory, taps)
+    return memory.size
 
 
 cdef inline void load_planes(

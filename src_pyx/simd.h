@@ -89,6 +89,18 @@ typedef float real;
 #define LOG2_VECTOR 0
 #endif
 
+/* Forbids and allows memory, where that is watched. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define GAP 64 /* bytes between parts of the scratch memory */
+INLINE void vforbid(void *p, ptrdiff_t n) { ASAN_POISON_MEMORY_REGION(p, n); }
+INLINE void vallow(void *p, ptrdiff_t n) { ASAN_UNPOISON_MEMORY_REGION(p, n); }
+#else
+#define GAP 0
+INLINE void vforbid(void *p, ptrdiff_t n) { (void)p, (void)n; }
+INLINE void vallow(void *p, ptrdiff_t n) { (void)p, (void)n; }
+#endif
+
 /* Integers as wide as a real, and the constants of its bits. */
 #if REAL_BYTES == 4
 typedef int32_t bits;

@@ -17,6 +17,9 @@ cdef extern from "simd.h" nogil:
         ROWS  # rows of the depthwise tile, a power of two
         REAL_BYTES
         VECTOR_BYTES
+        GAP  # bytes between parts of the scratch memory
+    void vforbid(void *p, Py_ssize_t n)  # under AddressSanitizer
+    void vallow(void *p, Py_ssize_t n)
     vf vload(const real *p)
     vf vload_part(const real *p, Py_ssize_t n)  # 0 < n < VECTOR reals, then zeros
     void vstore(real *p, vf v)

@@ -21,10 +21,10 @@
 # channels, position, each ascending: the order depends neither on the box nor on blocks of NR.
 from libc.string cimport memcpy, memset
 from call cimport Call
-from tiles cimport lines
 from epilogue cimport LINEAR, activate
 from geometry cimport Axis, Box, box_at, even_part
 from microkernel cimport depth_block
+from scratch cimport Scratch, cut, scratch_at
 from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, vload, vstore, vset, vadd
 from transfer cimport interleave, put_voxels, put_woven, transpose_into
 
@@ -72,16 +72,15 @@ cdef inline Py_ssize_t sum_rows(const Taps *p) noexcept nogil:
 
 
 cdef inline Py_ssize_t taps_scratch(const Taps *p, char *scratch, Room *room) noexcept nogil:
-    cdef Py_ssize_t sums = lines(sum_rows(p) * p.streams * p.reach * REAL_BYTES)
-    cdef Py_ssize_t panel = lines(p.channels * panel_row(p) * REAL_BYTES)
-    cdef Py_ssize_t mixed = lines(p.streams * (p.reach + 2 * VECTOR) * REAL_BYTES)
-    cdef Py_ssize_t rows = lines((p.taps[0] * p.taps[1] * p.rows + MR) * sizeof(void *))
-    room.sums = <real *>scratch
-    room.panel = <real *>(scratch + sums)
-    room.mixed = <real *>(scratch + sums + panel)
-    room.weights = <const real **>(scratch + sums + panel + mixed)
-    room.targets = <real **>(scratch + sums + panel + mixed + rows)
-    return sums + panel + mixed + 2 * rows
+    # Cuts `scratch` into `room`; returns its size in bytes.
+    cdef Py_ssize_t rows = (p.taps[0] * p.taps[1] * p.rows + MR) * sizeof(void *)
+    cdef Scratch memory = scratch_at(scratch)
+    room.sums = <real *>cut(&memory, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
+    room.panel = <real *>cut(&memory, p.channels * panel_row(p) * REAL_BYTES)
+    room.mixed = <real *>cut(&memory, p.streams * (p.reach + 2 * VECTOR) * REAL_BYTES)
+    room.weights = <const real **>cut(&memory, rows)
+    room.targets = <real **>cut(&memory, rows)
+    return memory.size
 
 
 cdef inline void load_rows(

@@ -32,6 +32,7 @@ from call cimport Call, Grid
 from epilogue cimport LINEAR, activate_rows
 from geometry cimport Axis, Box, Source, box_at, box_count
 from microkernel cimport Tile, depth_block, tap_block
+from scratch cimport Scratch, cut, scratch_at
 from simd cimport real, MR, NR, NV, VECTOR, REAL_BYTES
 from transfer cimport announce_run, gather_block, put_row, put_run, put_voxels, scatter_into
 from winograd cimport (
@@ -125,10 +126,6 @@ cdef inline Py_ssize_t plain_taps(const Tiles *p) noexcept nogil:
     return max(d, h, w) if p.minimal else d * h * w
 
 
-cdef inline Py_ssize_t lines(Py_ssize_t size) noexcept nogil:
-    return (size + 63) // 64 * 64
-
-
 cdef inline Py_ssize_t vectors(Py_ssize_t count) noexcept nogil:
     return (count + VECTOR - 1) // VECTOR * VECTOR
 
@@ -165,8 +162,9 @@ cdef inline Py_ssize_t tiles_scratch(
     cdef Py_ssize_t phases = p.together
     cdef Py_ssize_t positions = box_positions(p)
     cdef Py_ssize_t taps = plain_taps(p)
-    cdef Py_ssize_t size = 0, image = 1, outputs = 1, places, side
+    cdef Py_ssize_t image = 1, outputs = 1, places, side
     cdef Py_ssize_t line = VECTOR * (RUN + VECTOR)
+    cdef Scratch memory = scratch_at(scratch)
     cdef int a
     for a in range(3):
         side = p.side[a] + p.axes[a].high - p.axes[a].low
@@ -178,29 +176,19 @@ cdef inline Py_ssize_t tiles_scratch(
         places = outputs = line = 0
         if not p.minimal:
             image = 0
-    work.images = work.products = <real *>scratch
     if p.minimal:
-        size += lines(room_of(p, vectors(p.channels)) * REAL_BYTES)
-        work.products = <real *>(scratch + size)
-        size += lines(room_of(p, NR) * REAL_BYTES)
-    work.rows = <const real **>(scratch + size)
-    size += lines(positions * phases * taps * sizeof(void *))
-    work.steps = <Py_ssize_t *>(scratch + size)
-    size += lines(taps * sizeof(Py_ssize_t))
-    work.outputs = <real **>(scratch + size)
-    size += lines(positions * sizeof(void *))
-    work.sums = <real **>(scratch + size)
-    size += lines(p.kept * positions * phases * sizeof(void *))
-    work.results = <real *>(scratch + size)
-    size += lines(p.kept * block_results(p) * REAL_BYTES)
-    work.sources = <const real **>(scratch + size)
-    size += lines(outputs * sizeof(void *))
-    work.places = <real **>(scratch + size)
-    size += lines(places * sizeof(void *))
-    work.image = <real *>(scratch + size)
-    size += lines(image * voxel(p) * REAL_BYTES)
-    work.line = <real *>(scratch + size)
-    return size + line * REAL_BYTES
+        work.images = <real *>cut(&memory, room_of(p, vectors(p.channels)) * REAL_BYTES)
+        work.products = <real *>cut(&memory, room_of(p, NR) * REAL_BYTES)
+    work.rows = <const real **>cut(&memory, positions * phases * taps * sizeof(void *))
+    work.steps = <Py_ssize_t *>cut(&memory, taps * sizeof(Py_ssize_t))
+    work.outputs = <real **>cut(&memory, positions * sizeof(void *))
+    work.sums = <real **>cut(&memory, p.kept * positions * phases * sizeof(void *))
+    work.results = <real *>cut(&memory, p.kept * block_results(p) * REAL_BYTES)
+    work.sources = <const real **>cut(&memory, outputs * sizeof(void *))
+    work.places = <real **>cut(&memory, places * sizeof(void *))
+    work.image = <real *>cut(&memory, image * voxel(p) * REAL_BYTES)
+    work.line = <real *>cut(&memory, line * REAL_BYTES)
+    return memory.size
 
 
 cdef inline void copy_last(
