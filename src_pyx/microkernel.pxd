@@ -14,9 +14,9 @@
 #     a[mr]--+-----------------------+
 #
 # A call sums a block of a longer sum in registers and adds the former `sums`. Blocks are what
-# bounds the rounding error: one tap of at most 128 channels, or several taps of together 64,
-# make it no larger than oneDNN's (relative to the result's RMS: 1.5e-7 for psmnet_c5, 2.1e-7
-# for gan3d_4; 2.6e-7 and 2.9e-7 with blocks of 256).
+# bounds the rounding error: one tap of at most 128 channels, or up to 6 taps, of together 40 or
+# a little more, make it no larger than oneDNN's (relative to the result's RMS: 1.5e-7 for
+# psmnet_c5, 2.1e-7 for gan3d_4; 2.6e-7 and 2.9e-7 with blocks of 256).
 #
 # kernels.pyx makes two functions of this, one and NV vectors wide, which the algorithms call
 # through Call.tile: inlined into their loops, GCC spilled an accumulator at every step.
@@ -24,7 +24,8 @@ from geometry cimport even_part
 from simd cimport real, vf, MR, NR, NV, VECTOR, vload, vstore, vstream, vset, vadd, vfma
 
 cdef enum:
-    TERMS = 64
+    TERMS = 40
+    MOST_TAPS = 6
     MOST_TERMS = 128
 
 
@@ -35,7 +36,7 @@ cdef inline Py_ssize_t depth_block(Py_ssize_t depth) noexcept nogil:
 
 cdef inline Py_ssize_t tap_block(Py_ssize_t depth) noexcept nogil:
     # Taps in a block of the sum.
-    return max(TERMS // depth, 1)
+    return min((TERMS + depth - 1) // depth, MOST_TAPS)
 
 
 ctypedef void (*Tile)(

@@ -89,6 +89,28 @@ typedef float real;
 #define LOG2_VECTOR 0
 #endif
 
+/* A module that this CPU cannot run says so when it is imported, by whatever tool walks through
+ * the package: its first instructions would end the process. The levels are those of setup.py,
+ * by what tells them apart on every CPU made so far. */
+#if defined(Py_PYTHON_H) && defined(__x86_64__) && defined(__GNUC__) && defined(__SSE4_2__)
+#if defined(__AVX512F__)
+#define RUNS_HERE() (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
+#elif defined(__AVX2__)
+#define RUNS_HERE() (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#else
+#define RUNS_HERE() __builtin_cpu_supports("sse4.2")
+#endif
+static PyObject *init_checked(PyModuleDef *module) {
+    __builtin_cpu_init();
+    if (RUNS_HERE()) {
+        return PyModuleDef_Init(module);
+    }
+    PyErr_Format(PyExc_ImportError, "%s: this CPU lacks its instruction set", module->m_name);
+    return NULL;
+}
+#define PyModuleDef_Init init_checked
+#endif
+
 /* Forbids and allows memory, where that is watched. */
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>

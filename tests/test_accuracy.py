@@ -60,7 +60,7 @@ def compiled(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("channels", [16, 24, 48, 64, 160])
+@pytest.mark.parametrize("channels", [16, 20, 24, 33, 39, 48, 64, 160])
 def test_minimal_filtering_on_normal_data(name: str, channels: int) -> None:
     problem = Problem(channels, 16, 1, axes(name), True)
     rng = np.random.default_rng(0)

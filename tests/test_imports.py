@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import conv3dt
+from conv3dt import engine
 
 PACKAGE = Path(__file__).parent.parent / "conv3dt"
 
@@ -49,6 +53,8 @@ MAY_IMPORT = {
     "program": {"dense", "dtypes", "layer", "members", "output_pool"},
 }  # fmt: skip
 BASE = set(MAY_IMPORT)
+INSTALLED = Path(conv3dt.__file__).parent  # a wheel's, when the tests are elsewhere
+COMPILED = sorted(path.name.partition(".")[0] for path in INSTALLED.glob("_compiled/*.so"))
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -116,3 +122,16 @@ def test_importing_needs_only_numpy_and_threadpoolctl(path: Path) -> None:
         if not name.startswith(".")
     ]
     assert set(top) <= allowed
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_no_module_ends_the_process(name: str) -> None:
+    """Documentation tools import all they find, also what is compiled for another CPU."""
+    command = [sys.executable, "-c", f"import conv3dt._compiled.{name}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    isa = name.partition("_")[0]
+    if name == "runtime" or isa in engine.can():
+        assert (result.returncode, result.stderr) == (0, "")
+    else:
+        assert result.returncode == 1
+        assert f"{name}: this CPU lacks its instruction set" in result.stderr
