@@ -29,7 +29,7 @@
 from call cimport Call, Grid
 from geometry cimport Axis, Source, even_part
 from microkernel cimport depth_block, tap_block
-from simd cimport real, vf, NR, REAL_BYTES, VECTOR, vload, vstore, vstream, vadd, vsub
+from simd cimport real, vf, NR, NV, REAL_BYTES, VECTOR, vload, vstore, vstream, vadd, vsub
 
 cdef enum:
     WIDEST = 4  # products along an axis
@@ -236,6 +236,7 @@ cdef inline void turn_outputs(
     cdef real *const *tile
     cdef real *target
     cdef vf v[MOST]
+    cdef vf done[NV][8]
     cdef vf b
     cdef int q
     for d in range(grid.tiles[0]):
@@ -265,12 +266,17 @@ cdef inline void turn_outputs(
                     for i in range(md):
                         for j in range(mh):
                             for k in range(mw):
-                                if i < left[0] and j < left[1] and k < left[2]:
-                                    target = tile[i * plane + j * row + k] + column + q * VECTOR
+                                done[q][(i * mh + j) * mw + k] = vadd(v[(i * nh + j) * nw + k], b)
+                for i in range(md):
+                    for j in range(mh):
+                        for k in range(mw):
+                            if i < left[0] and j < left[1] and k < left[2]:
+                                target = tile[i * plane + j * row + k] + column
+                                for q in range(nv):
                                     if stream:
-                                        vstream(target, vadd(v[(i * nh + j) * nw + k], b))
+                                        vstream(target + q * VECTOR, done[q][(i * mh + j) * mw + k])
                                     else:
-                                        vstore(target, vadd(v[(i * nh + j) * nw + k], b))
+                                        vstore(target + q * VECTOR, done[q][(i * mh + j) * mw + k])
                 products += NR
                 tile += mw
 
