@@ -21,7 +21,7 @@
 # kernels.pyx makes two functions of this, one and NV vectors wide, which the algorithms call
 # through Call.tile: inlined into their loops, GCC spilled an accumulator at every step.
 from geometry cimport even_part
-from simd cimport real, vf, MR, NR, NV, VECTOR, vload, vstore, vstream, vset, vadd, vfma
+from simd cimport real, vf, MR, NR, NV, VECTOR, vfetch, vload, vstore, vstream, vset, vadd, vfma
 
 cdef enum:
     TERMS = 40
@@ -202,6 +202,8 @@ cdef inline void split_sized(
             for k in range(low, min(low + block, depth)):
                 b0 = vload(term)
                 b1 = vload(term + VECTOR * (nv - 1))
+                if n == 0:
+                    vfetch(term + depth * nv * VECTOR)
                 for i in range(mr):
                     scalar = vset(a[i * lda + k])
                     left[i] = vfma(scalar, b0, left[i])
