@@ -23,8 +23,9 @@ FAR = 2.5  # the same where the inputs of a tile do not fit the first-level cach
 NEAR_REALS = 6 << 10  # inputs of a tile that do
 PLANES_REALS = 48 << 10  # of the image of a box in the second-level cache
 WEIGHTS = 20.0  # reading a vector of weights once from the third-level cache
-TURN_IN = 6.0  # transforming a vector of inputs
-TURN_OUT = 4.0  # transforming a vector of products back
+ANNOUNCED = 14.0  # the same, fetched while the former product is computed
+TURN_IN = 8.0  # transforming a vector of inputs
+TURN_OUT = 8.0  # transforming a vector of products back
 PIECE = 150.0  # finding the taps of a rectangle of a plane
 TILE = 200.0  # finding the inputs and outputs of a tile of minimal filtering
 BLAS = 16.0  # multiplications of NumPy's path in the time of one vector; its threads start slowly
@@ -111,7 +112,7 @@ def winograd(problem: Problem, vector: int, rows: int) -> float:
         tiles = prod(vectors(n, 2) if several and taps > 1 else n for n, taps in combination)
         products = prod(taps + 1 if several and taps > 1 else taps for _, taps in combination)
         panels = products * problem.in_channels * lanes
-        total += few * tiles * panels + panels * WEIGHTS
+        total += few * tiles * panels + panels * ANNOUNCED
         if several:
             total += tiles * (products * (depth * TURN_IN + lanes * TURN_OUT) + TILE)
     results = prod(a.out for a in problem.axes) * lanes

@@ -47,6 +47,7 @@ cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
 cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
+cdef Py_ssize_t MOST_IMAGES_BYTES = 4 << 20  # of a thread
 cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
@@ -374,10 +375,12 @@ cdef Py_ssize_t boxed_tiles(const Axis *axes, const Py_ssize_t *side):
     return total
 
 
-cdef void minimal_sides(TilesPlan *p):
+cdef void minimal_sides(TilesPlan *p, Py_ssize_t weights):
     """Equal boxes of whole tiles, whose transformed inputs fit a part of the second-level
-    cache: the fewest, and of these the ones that load the fewest inputs."""
-    cdef Py_ssize_t most = IMAGES_BYTES // ((p.channels + _NR) * REAL_BYTES)
+    cache: the fewest, and of these the ones that load the fewest inputs. Every box reads all
+    `weights`; if those are many bytes, larger boxes cost less, even out of that cache."""
+    cdef Py_ssize_t images = max(IMAGES_BYTES, min(weights // 8, MOST_IMAGES_BYTES))
+    cdef Py_ssize_t most = images // ((p.channels + _NR) * REAL_BYTES)
     cdef Py_ssize_t half[3]
     cdef Py_ssize_t best[3]
     cdef Py_ssize_t d, h, w, boxes, loads, fewest = 0, least = 0, longest = 1
@@ -476,7 +479,7 @@ cdef class Tiles(Plan):
                 p.spread[1] = p.axes[1].stride
                 p.together *= p.axes[1].phases
         if minimal:
-            minimal_sides(p)
+            minimal_sides(p, weights.nbytes)
         self.channels_last = channels_last
         self.multiplications = multiplications
         self.tasks = box_count(p.side, p.axes)
