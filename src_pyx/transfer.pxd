@@ -12,6 +12,7 @@ from simd cimport (
 
 
 cdef enum:
+    LINE = 64  # bytes
     STREAMS = 16  # the most that are woven; GCC does not see that fewer lanes exclude it
 
 
@@ -45,12 +46,15 @@ cdef inline void put_row(real *y, const real *row, Py_ssize_t n, bint stream) no
 
 
 cdef inline void put_run(real *y, const real *row, Py_ssize_t n, bint stream) noexcept nogil:
-    # y[0:n] = row[0:n] for long rows: streamed also where they start within a vector.
-    cdef Py_ssize_t head = 0
+    # y[0:n] = row[0:n] for long rows: whole cache lines are streamed. The parts of a line at the
+    # ends wait in the cache for the rest of it.
+    cdef Py_ssize_t head = 0, lines = 0
     if stream:
-        head = min(<Py_ssize_t>(-<uintptr_t>y % VECTOR_BYTES) // REAL_BYTES, n)
+        head = min(<Py_ssize_t>(-<uintptr_t>y % LINE) // REAL_BYTES, n)
+        lines = (n - head) // (LINE // REAL_BYTES) * (LINE // REAL_BYTES)
         put_row(y, row, head, False)
-    put_row(y + head, row + head, n - head, stream)
+        put_row(y + head, row + head, lines, True)
+    put_row(y + head + lines, row + head + lines, n - head - lines, False)
 
 
 cdef inline void announce_run(real *y, Py_ssize_t n) noexcept nogil:
