@@ -52,6 +52,8 @@ cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
+cdef Py_ssize_t FINE_SHARE = 8  # tasks a thread, where they cost little
+cdef Py_ssize_t SOME_UNITS = 6  # blocks of columns of a chunk, by which loading its input is little
 cdef Py_ssize_t LEAST_BOXES = 16  # of a sample, for threads to share
 cdef Py_ssize_t CHUNK_BYTES = 1 << 20
 # An output this large is written past the cache: it would not stay in the second level.
@@ -131,7 +133,8 @@ cdef class Plan:
     cdef readonly bint channels_last
     cdef double multiplications  # per sample
     cdef Py_ssize_t tasks  # per sample, before the columns are cut into chunks
-    cdef Py_ssize_t share  # tasks a thread, to even out their differences
+    cdef Py_ssize_t share  # tasks a thread, at least, to even out their differences
+    cdef Py_ssize_t cheap_chunks  # for the same; up to so many cost little
     cdef Py_ssize_t least_chunks  # for the sake of the caches
     cdef Py_ssize_t most_chunks
     cdef readonly Py_ssize_t scratch  # bytes per thread
@@ -199,7 +202,10 @@ cdef class Plan:
             return 1
         call.chunks = self.least_chunks
         if threads > 1:
-            call.chunks = max(call.chunks, ceil_div(self.share * threads, total))
+            call.chunks = max(
+                call.chunks, ceil_div(self.share * threads, total),
+                min(ceil_div(FINE_SHARE * threads, total), self.cheap_chunks),
+            )
         call.chunks = min(call.chunks, self.most_chunks)
         total *= call.chunks
         threads = <int>max(min(<Py_ssize_t>threads, total), 1)
@@ -228,6 +234,7 @@ cdef class Plan:
         cdef int team = 1
         if parts > 1:  # a few tasks each, to even out their differences, unless they are long
             part = <Py_ssize_t>max(total / parts, threads * min(4.0, max(4 * total / parts, 1.0)))
+            part = even_part(total, part)
         for first in range(0, total, part):
             last = min(first + part, total)
             with nogil:
@@ -484,7 +491,9 @@ cdef class Tiles(Plan):
         self.multiplications = multiplications
         self.tasks = box_count(p.side, p.axes)
         self.most_chunks = tiles_units(p)
-        self.share = 4 if channels_last and not minimal else 2  # each task loads its input
+        self.share = 4 if channels_last and not minimal else 2
+        # A chunk begins by loading its input, or by transforming it for a phase.
+        self.cheap_chunks = self.most_chunks // (p.blocks if minimal else SOME_UNITS)
         self.least_chunks = 1
         if self.tasks > 1:  # several boxes take turns with a chunk of the weights
             self.least_chunks = ceil_div(weights.nbytes, CHUNK_BYTES)
@@ -587,6 +596,7 @@ cdef class Taps(Plan):
         self.multiplications = multiplications * TAPS_SLOWER
         self.tasks = box_count(p.side, p.axes)
         self.share = 1
+        self.cheap_chunks = 1
         self.least_chunks = 1
         self.most_chunks = 1
         self.scratch = taps_scratch(p, NULL, &room)
@@ -700,6 +710,7 @@ cdef class Lanes(Plan):
         self.multiplications = multiplications
         self.tasks = box_count(p.side, p.axes)
         self.share = 1
+        self.cheap_chunks = 1
         self.least_chunks = 1
         self.most_chunks = 1
         self.scratch = lanes_scratch(p, NULL, &room)
@@ -772,6 +783,7 @@ cdef class Depthwise(Plan):
         self.least_chunks = 1
         self.most_chunks = depthwise_units(p)
         self.share = 4
+        self.cheap_chunks = 1
         self.scratch = depthwise_scratch(p, NULL, &space)
         self.task = depthwise_task
         self.self_plan = p
