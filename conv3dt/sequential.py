@@ -411,10 +411,11 @@ class Sequential:
         ImportError
             The package h5py is missing: ``pip install 'conv3dt[keras]'``.
         """
-        from .formats import keras_chain
+        from .formats import files, keras_chain
 
-        layers, shape = keras_chain.read(Path(path))
-        return cls(layers, input_shape=shape).fold()
+        with files.naming(path):
+            layers, shape = keras_chain.read(Path(path))
+            return cls(layers, input_shape=shape).fold()
 
     @classmethod
     def from_onnx(cls, path_or_model: Any) -> Sequential:
@@ -441,10 +442,11 @@ class Sequential:
         ImportError
             The package onnx is missing: ``pip install 'conv3dt[onnx]'``.
         """
-        from .formats import onnx_chain
+        from .formats import files, onnx_chain
 
-        layers, shape = onnx_chain.read(path_or_model)
-        return cls(layers, input_shape=shape).fold()
+        with files.naming(path_or_model):
+            layers, shape = onnx_chain.read(path_or_model)
+            return cls(layers, input_shape=shape).fold()
 
     @classmethod
     def from_torch(cls, module: Any, input_shape: Sequence[int | None] | None = None) -> Sequential:

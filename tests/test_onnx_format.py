@@ -370,9 +370,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("attributes", "options", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused(attributes, options, message):
+def test_refused(attributes, options, message, tmp_path):
+    made = model(attributes, **options)
     with pytest.raises(ValueError, match=message):
-        conv3dt.from_onnx(model(attributes, **options))
+        conv3dt.from_onnx(made)
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=f"m.onnx.*{message}"):
+        conv3dt.from_onnx(tmp_path / "m.onnx")
 
 
 def test_listed_all_the_same(tmp_path):

@@ -121,6 +121,7 @@ def test_damaged_files(tmp_path):
             try:
                 outcomes.add(type(read(path)))
             except (ValueError, TypeError) as error:  # TypeError: a flip makes another dtype
+                assert str(path) in str(error)
                 outcomes.add(type(error))
     assert outcomes >= {Conv3DTranspose, list, ValueError}
 

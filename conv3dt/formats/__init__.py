@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from .files import naming
 from .layer_info import LayerInfo
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def list_layers(path: str | os.PathLike[str]) -> list[LayerInfo]:
         The package that reads the file is not installed; the message says how to get it.
     """
     path = Path(path)
-    return _reader(path).list_layers(path)
+    with naming(path):
+        return _reader(path).list_layers(path)
 
 
 def load_weights(
@@ -83,7 +85,8 @@ def load_weights(
 ) -> None:
     """Set the weights of `layer` from a file, see `Conv3DTranspose.load_weights`."""
     path = Path(path)
-    give_weights(layer, _reader(path).read_weights(path, name, layer), str(path))
+    with naming(path):
+        give_weights(layer, _reader(path).read_weights(path, name, layer), str(path))
 
 
 def give_weights(layer: Conv3DTranspose, weights: Sequence[Array], origin: str) -> None:

@@ -149,6 +149,8 @@ def _may_be(word: str, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether these are a kernel and perhaps a bias. Those of a Conv3D look much the same."""
     if [len(shape) for shape in shapes] not in ([5], [5, 1]) or word == "conv3d":
         return False
+    if not all(shapes[0][:4]):
+        return False
     # The file of a layer with groups has a longer bias, but only we write it, with the word.
     return word == "conv3d_transpose" or shapes[1:] in ([], [(shapes[0][3],)])
 

@@ -21,7 +21,7 @@ from ..layer import Conv3DTranspose
 from ..optional import require
 from ..problem import effective_kernel, explicit_equivalent
 from . import onnx_activations, onnx_graph
-from .files import replacing
+from .files import naming, replacing
 from .layer_info import LayerInfo, choose, fitting
 from .onnx_graph import Graph, Node
 
@@ -93,10 +93,11 @@ def from_onnx(
     for SAME_UPPER, else at the start.
     """
     graph = onnx_graph.read(path_or_model)
-    found = _chosen(_candidates(graph), graph, path_or_model, node, "node")
-    layer = conv_transpose(graph, found, data_format)
-    if fold:
-        _fold(graph, found, layer)
+    with naming(path_or_model):
+        found = _chosen(_candidates(graph), graph, path_or_model, node, "node")
+        layer = conv_transpose(graph, found, data_format)
+        if fold:
+            _fold(graph, found, layer)
     return layer
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from .. import arguments
 from ..layer import Conv3DTranspose
 from ..optional import require
+from .files import naming
 from .layer_info import LayerInfo, choose, fitting
 
 Array = np.ndarray[Any, Any]
@@ -108,25 +109,26 @@ def from_torch(
         with _opened(source) as (shapes, load):
             where = _only(prefix, geometry["groups"], shapes)
             weight, bias = _weights(where, shapes, load)
-    weight, kind = array_of("weight", weight)
-    kernel = weight.transpose(2, 3, 4, 1, 0)
-    layer = Conv3DTranspose(
-        kernel.shape[3] * geometry["groups"],
-        kernel.shape[:3],
-        geometry["stride"],
-        geometry["padding"],
-        output_padding=geometry["output_padding"],
-        data_format=data_format,
-        dilation_rate=geometry["dilation"],
-        groups=geometry["groups"],
-        activation=activation,
-        use_bias=bias is not None,
-        name=name or where.replace("/", ".") or None,
-        dtype=kind if dtype is None else dtype,
-        num_threads=num_threads,
-        algorithm=algorithm,
-    )
-    layer._adopt(kernel, None if bias is None else array_of("bias", bias)[0])
+    with naming(source):
+        weight, kind = array_of("weight", weight)
+        kernel = weight.transpose(2, 3, 4, 1, 0)
+        layer = Conv3DTranspose(
+            kernel.shape[3] * geometry["groups"],
+            kernel.shape[:3],
+            geometry["stride"],
+            geometry["padding"],
+            output_padding=geometry["output_padding"],
+            data_format=data_format,
+            dilation_rate=geometry["dilation"],
+            groups=geometry["groups"],
+            activation=activation,
+            use_bias=bias is not None,
+            name=name or where.replace("/", ".") or None,
+            dtype=kind if dtype is None else dtype,
+            num_threads=num_threads,
+            algorithm=algorithm,
+        )
+        layer._adopt(kernel, None if bias is None else array_of("bias", bias)[0])
     return layer
 
 
@@ -212,7 +214,7 @@ def _opened(source: Any) -> Iterator[tuple[Shapes, Callable[[str], Any]]]:
         )
     safetensors = require("safetensors", "torch")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with naming(path), safetensors.safe_open(path, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}
             if any(part.get_dtype() == "BF16" for part in slices.values()):
                 require("ml_dtypes", "bfloat16")  # NumPy knows bfloat16 from then on
