@@ -10,11 +10,12 @@ The way of the data; imports follow the arrows, never back::
 `arguments` turns what users pass into canonical values and raises every error; `problem` is
 one sample's operation as integers; `plan` chooses an algorithm and packs the weights;
 `engine` knows which compiled kernels run here and how many threads; `col2im` does the same
-in NumPy. `pieces` computes a part of a volume with the bits it has in the whole, `blocks` whole
-volumes from such parts, `dask` dask arrays. `activations`, `initializers`, `regularizers` and
-`constraints` are leaves. `formats` makes layers from the files of frameworks, and files from
-layers. `sequential` stands above: chains of layers, with `folding` and `program` below it and the
-other layers of a chain in `members`, `dense` and `batchnorm`. Both are imported when used. The
+in NumPy. `pieces` computes a part of a volume with the bits it has in the whole, `chained` one
+through several layers, `blocks` whole volumes from such parts, `dask` dask arrays. `activations`,
+`initializers`, `regularizers` and `constraints` are leaves. `formats` makes layers from the files
+of frameworks, and files from layers. `sequential` stands above: chains of layers, with `folding`,
+`stages` and `program` below it and the other layers of a chain in `members`, `dense` and
+`batchnorm`. Both are imported when used. The
 command line is `__main__` and `cli`.
 """
 

@@ -1,14 +1,16 @@
 """Blocks: volumes larger than memory stream through a layer, piece by piece.
 
-    source[inputs] → cast → piece of the plan → cast → target[outputs]
+    source[inputs] → section of the chain of layers → target[outputs]
 
 The fewest pieces that fit `max_memory` are taken: whole samples if possible, else slabs of the
-depth, and parts of those where even the thinnest slab is too much. All pieces share one buffer.
+depth, and parts of those where even the thinnest slab is too much. All pieces share one buffer
+for their results, and one for those between the layers.
 """
 
 from __future__ import annotations
 
 import mmap
+import operator
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +21,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import arguments, engine, output_pool
-from .pieces import Operation, Piece, Range
+from . import arguments, output_pool
+from .chained import Chain, Link, Section
+from .pieces import Range
 from .plan import unit_stride
-from .problem import cut
 
 Progress = Callable[[int, int], object]
 
 
 class Layer(Protocol):
-    """What a layer offers for this: `conv3dt.Conv3DTranspose` does."""
+    """What a layer offers for this, and a chain of layers."""
 
-    def operation(self, x_shape: Sequence[int]) -> Operation: ...
+    def links(self, x_shape: Sequence[int], x_dtype: np.dtype[Any]) -> list[Link]: ...
 
 
 def apply_blocks(
@@ -41,14 +43,14 @@ def apply_blocks(
     max_memory: int | str = "2GB",
     progress: Progress | None = None,
 ) -> None:
-    """Write a layer's result for volumes that need not fit in memory.
+    """Write the result of a layer, or of a chain, for volumes that need not fit in memory.
 
     The same bits as ``target[...] = layer(source[...])``: pieces of the source stream through
-    the layer, each with the halo that it needs.
+    the layers, each with the halo that it needs.
 
     Parameters
     ----------
-    layer : Conv3DTranspose
+    layer : Conv3DTranspose or Sequential
         Built for the channels of `source`, or not yet built. Its threads are used.
     source : array_like with 5 axes, see `Conv3DTranspose.__call__`
         Anything with ``shape``, ``dtype`` and slices that NumPy can read: arrays,
@@ -58,8 +60,8 @@ def apply_blocks(
         `Conv3DTranspose.compute_output_shape` says and of the layer's dtype. It must not
         share memory, or a file, with `source`.
     max_memory : int or str
-        Bytes, also as ``"2GB"`` or ``"512 MiB"``, for pieces of the source and of the result,
-        their casts, and what the kernels work in. The layer's weights, and what `source` and
+        Bytes, also as ``"2GB"`` or ``"512 MiB"``, for pieces of the source and of the results,
+        their casts, and what the kernels work in. The weights, and what `source` and
         `target` take to read and write a slice (an HDF5 or zarr chunk), come on top. Pages
         of an ``np.memmap`` are let go when a piece is done.
     progress : callable, optional
@@ -69,7 +71,8 @@ def apply_blocks(
     ------
     ValueError
         Shapes that do not fit, a read-only target, memory that is shared, or a `max_memory` in
-        which not even the smallest piece fits (the message says what does).
+        which not even the smallest piece fits (the message says what does). A chain with a
+        layer that mixes voxels of the whole volume (its name is in the message).
     TypeError
         `source` does not hold floats, `target` has another dtype than the layer, or one of
         them is no array. Nothing is written in all these cases.
@@ -77,7 +80,8 @@ def apply_blocks(
     Notes
     -----
     An activation that is a callable of yours must treat each voxel by itself, or along the
-    last axis, which is not cut for it. The activity regularizer is not evaluated.
+    last axis, which is not cut for it. The activity regularizer is not evaluated. In a chain,
+    what the halos of two pieces have in common is computed for both.
 
     Examples
     --------
@@ -95,23 +99,29 @@ def apply_blocks(
         raise TypeError(f"progress must be callable or None, got {progress!r}")
     _check_array("source", source, "__getitem__")
     _check_array("target", target, "__setitem__")
-    try:
-        operation = layer.operation(source.shape)
-    except ValueError as error:
-        raise ValueError(f"source: {error}") from error
-    _check_target(operation, source, target)
-    if prod(operation.y_shape) == 0:
+    chain = _chain(layer, source)
+    _check_target(chain, source, target)
+    if prod(chain.y_shape) == 0:
         return
-    division = divide(operation, source, budget)
-    # The kernels write to arrays themselves, where these have the right layout.
-    size = 0 if _takes_results(operation, target) else division.result_bytes()
-    buffer = output_pool.fresh(size).view(operation.compute)
-    done, total = 0, prod(operation.sizes)
-    for piece in division.pieces():
-        _stream(piece, source, target, buffer)
-        done += prod(piece.sizes)
+    division = divide(chain, source, budget)
+    block = output_pool.fresh(division.block_bytes())
+    # The layers write to arrays themselves, where these have the right layout.
+    buffer = output_pool.fresh(0 if _takes_results(target) else division.result_bytes())
+    done, total = 0, prod(chain.sizes)
+    for section in division.sections():
+        _stream(section, source, target, block, buffer)
+        done += prod(section.sizes)
         if progress is not None:
             progress(done, total)
+
+
+def _chain(layer: Layer, source: Any) -> Chain:
+    dtype = source.dtype.newbyteorder("=")
+    try:
+        links = layer.links(source.shape, dtype)
+    except ValueError as error:
+        raise ValueError(f"source: {error}") from error
+    return Chain(links, dtype, not isinstance(source, np.ndarray) or unit_stride(source))
 
 
 def _check_array(name: str, array: Any, access: str) -> None:
@@ -125,11 +135,11 @@ def _check_array(name: str, array: Any, access: str) -> None:
         raise TypeError(f"{name} must be {', '.join(arguments.FLOATS)}, got {array.dtype}")
 
 
-def _check_target(operation: Operation, source: Any, target: Any) -> None:
-    if target.dtype.newbyteorder("=") != operation.result:
-        raise TypeError(f"target must have dtype {operation.result}, got {target.dtype}")
-    if tuple(target.shape) != operation.y_shape:
-        raise ValueError(f"target must have shape {operation.y_shape}, got {target.shape}")
+def _check_target(chain: Chain, source: Any, target: Any) -> None:
+    if target.dtype.newbyteorder("=") != chain.result:
+        raise TypeError(f"target must have dtype {chain.result}, got {target.dtype}")
+    if tuple(target.shape) != chain.y_shape:
+        raise ValueError(f"target must have shape {chain.y_shape}, got {target.shape}")
     if not isinstance(target, np.ndarray):
         return
     if not target.flags.writeable:
@@ -139,60 +149,60 @@ def _check_target(operation: Operation, source: Any, target: Any) -> None:
 
 
 class Division:
-    """The outputs of an operation in ``parts`` pieces along each axis, of about equal size."""
+    """The results of a chain in ``parts`` along each axis, of about equal size."""
 
-    def __init__(self, operation: Operation, source: Any, parts: Sequence[int]) -> None:
-        self.operation = operation
+    def __init__(self, chain: Chain, source: Any, parts: Sequence[int]) -> None:
+        self.chain = chain
         self.source = source
         self.ranges = [
             _ranges(size, grain, count)
-            for size, grain, count in zip(operation.sizes, operation.grains, parts, strict=True)
+            for size, grain, count in zip(chain.sizes, chain.grains, parts, strict=True)
         ]
 
-    def pieces(self) -> Iterator[Piece]:
-        """All pieces, in the order of the result."""
+    def sections(self) -> Iterator[Section]:
+        """All of them, in the order of the result."""
         for ranges in product(*self.ranges):
-            yield Piece(self.operation, ranges)
+            yield Section(self.chain, ranges)
 
     @cached_property
-    def kinds(self) -> list[Piece]:
-        """One of each problem that the pieces pose: most of them pose the same."""
-        batch, *space = self.ranges
-        made = self.operation.plan
-        different = [
-            {cut(axis, *ends, blocks)[0]: ends for ends in ranges}.values()
-            for axis, blocks, ranges in zip(made.problem.axes, made.cuts()[1], space, strict=True)
-        ]
-        return [Piece(self.operation, ranges) for ranges in product(batch[:1], *different)]
+    def largest(self) -> list[Section]:
+        """Sections such that no array of any other is larger than in all of them."""
+        ends = [_longest(self.chain, axis, ranges) for axis, ranges in enumerate(self.ranges)]
+        return [Section(self.chain, ranges) for ranges in product(*ends)]
+
+    def block_bytes(self) -> int:
+        """What the results between the layers take."""
+        return max(section.program.block for section in self.largest)
 
     def result_bytes(self) -> int:
-        """What the largest result takes in the dtype of the computation."""
-        return max(prod(piece.y_shape) for piece in self.kinds) * self.operation.compute.itemsize
+        """What the largest result takes."""
+        largest = max(prod(section.program.shape) for section in self.largest)
+        return largest * self.chain.result.itemsize
 
     def memory(self) -> int:
-        """Bytes that the largest inputs, the largest result and the kernels take."""
-        inputs = max(prod(piece.x_shape) for piece in self.kinds)
-        inputs *= _input_bytes(self.operation, self.source)
-        results = self.result_bytes() * (1 + _extra_results(self.operation))
-        threads = self.operation.num_threads or engine.get_num_threads()
-        return inputs + results + max(piece.plan.scratch(threads) for piece in self.kinds)
+        """Bytes that the largest inputs, the results and the layers themselves take."""
+        dtype: np.dtype[Any] = self.source.dtype
+        inputs = max(prod(section.x_shape) for section in self.largest)
+        inputs *= dtype.itemsize * (1 if dtype.isnative else 2)
+        results = self.block_bytes() + self.result_bytes()
+        return inputs + results + self.chain.scratch(self.ranges)
 
 
-def divide(operation: Operation, source: Any, budget: int) -> Division:
-    """The fewest pieces of which each takes at most ``budget`` bytes.
+def divide(chain: Chain, source: Any, budget: int) -> Division:
+    """The fewest sections of which each takes at most ``budget`` bytes.
 
     Raises
     ------
     ValueError
-        The smallest possible pieces take more.
+        The smallest possible sections take more.
     """
-    parts = [1] * len(operation.sizes)
+    parts = [1] * len(chain.sizes)
 
     def fits(axis: int, count: int) -> bool:
         parts[axis] = count
-        return Division(operation, source, parts).memory() <= budget
+        return Division(chain, source, parts).memory() <= budget
 
-    for axis, (size, grain) in enumerate(zip(operation.sizes, operation.grains, strict=True)):
+    for axis, (size, grain) in enumerate(zip(chain.sizes, chain.grains, strict=True)):
         most = -(-size // grain)
         if fits(axis, 1):
             break
@@ -200,11 +210,21 @@ def divide(operation: Operation, source: Any, budget: int) -> Division:
             counts = range(1, most + 1)
             parts[axis] = counts[bisect_left(counts, True, key=partial(fits, axis))]
             break
-    division = Division(operation, source, parts)
+    division = Division(chain, source, parts)
     least = division.memory()
     if least > budget:
         raise ValueError(f"max_memory must be at least {least} bytes for this layer, got {budget}")
     return division
+
+
+def _longest(chain: Chain, axis: int, ranges: list[Range]) -> list[Range]:
+    """Those for which some link works on more than for any other."""
+    found = {chain.lengths(axis, ends): ends for ends in ranges}
+    return [
+        ends
+        for own, ends in found.items()
+        if not any(own != other and all(map(operator.le, own, other)) for other in found)
+    ]
 
 
 def _ranges(size: int, grain: int, parts: int) -> list[Range]:
@@ -214,42 +234,20 @@ def _ranges(size: int, grain: int, parts: int) -> list[Range]:
     return [(begin, min(begin + step, size)) for begin in range(0, size, step)]
 
 
-def _input_bytes(operation: Operation, source: Any) -> int:
-    """Bytes that a number of the source takes, as it is read and in each copy that follows."""
-    native = source.dtype.newbyteorder("=")
-    steps = [source.dtype]
-    if native != source.dtype:
-        steps.append(native)
-    if native not in operation.accepts:
-        steps.append(operation.accepts[0])
-    in_place = not isinstance(source, np.ndarray) or unit_stride(source)
-    if steps[-1] != operation.compute or not in_place:
-        steps.append(operation.compute)
-    return sum(dtype.itemsize for dtype in steps)
+def _takes_results(target: Any) -> bool:
+    return isinstance(target, np.ndarray) and target.dtype.isnative and unit_stride(target)
 
 
-def _extra_results(operation: Operation) -> int:
-    """Results that a piece has at the same time, beside the first."""
-    other_dtype = operation.result != operation.compute
-    return other_dtype + 2 * (operation.activation.scope == "whole")
-
-
-def _takes_results(operation: Operation, target: Any) -> bool:
-    return (
-        isinstance(target, np.ndarray)
-        and target.dtype == operation.compute
-        and unit_stride(target)
-        and operation.y_shape == operation.plan.problem.y_shape(operation.x_shape[0])
-    )
-
-
-def _stream(piece: Piece, source: Any, target: Any, buffer: np.ndarray) -> None:
-    x = arguments.as_array("source", source[piece.inputs])
+def _stream(
+    section: Section, source: Any, target: Any, block: np.ndarray, buffer: np.ndarray
+) -> None:
+    program = section.program
+    x = arguments.as_array("source", source[section.inputs])
     if buffer.size == 0:
-        piece.apply(x, target[piece.outputs])
+        program.run(x, target[section.outputs], block)
     else:
-        y = buffer[: prod(piece.y_shape)].reshape(piece.y_shape)
-        target[piece.outputs] = piece.apply(x, y)
+        y = buffer.view(program.dtype)[: prod(program.shape)].reshape(program.shape)
+        target[section.outputs] = program.run(x, y, block)
     for array in (source, target):
         let_go(array)
 

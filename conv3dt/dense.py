@@ -132,9 +132,7 @@ class Dense(Member):
         shape = self._activation.output_shape((*x.shape[:-1], self._units))
         if out is not None:
             arguments.check_out(out, shape, self._voxels._result)
-        rows = prod(x.shape[:-1])
-        # Without compiled kernels BLAS sums by the number of rows: give them one by one.
-        voxels = (1, 1, 1, rows) if engine.selected() != "numpy" else (rows, 1, 1, 1)
+        voxels = _voxels(prod(x.shape[:-1]))
         direct = out is not None and out.flags.c_contiguous and shape[-1] == self._units
         target = out.reshape(*voxels, self._units) if direct and out is not None else None
         y: Array = self._voxels(x.reshape(*voxels, x.shape[-1]), out=target)
@@ -146,6 +144,11 @@ class Dense(Member):
         if not direct:
             out[...] = y
         return out
+
+    def scratch(self, rows: int) -> int:
+        """Bytes that the kernels take for so many rows, at most."""
+        operation = self._voxels.operation((*_voxels(rows), len(self.kernel)))
+        return operation.plan.scratch(self.num_threads or engine.get_num_threads())
 
     @property
     def built(self) -> bool:
@@ -234,6 +237,11 @@ class Dense(Member):
         if self.dtype_policy != "float32":
             shown.append(f"dtype={self.dtype_policy!r}")
         return shown
+
+
+def _voxels(rows: int) -> tuple[int, int, int, int]:
+    # Without compiled kernels BLAS sums by the number of rows: give them one by one.
+    return (1, 1, 1, rows) if engine.selected() != "numpy" else (rows, 1, 1, 1)
 
 
 def _initial(initializer: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:

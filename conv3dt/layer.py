@@ -20,6 +20,7 @@ from . import (
     activations,
     arguments,
     blocks,
+    chained,
     constraints,
     dtypes,
     engine,
@@ -280,6 +281,10 @@ class Conv3DTranspose:
         return pieces.Operation(
             weights, made, activation, shape, self._direct, self._result, self._num_threads
         )
+
+    def links(self, x_shape: Sequence[int], x_dtype: np.dtype[Any]) -> list[chained.Link]:
+        """What `conv3dt.apply_blocks` needs: this layer as a chain of one."""
+        return [chained.Convolution(self.operation(x_shape))]
 
     def _cast_input(self, x: Any) -> Array:
         x = arguments.as_array("x", x)

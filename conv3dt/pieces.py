@@ -18,7 +18,7 @@ import numpy as np
 from . import dtypes
 from .activations import Activation
 from .plan import Plan, Weights, readable
-from .problem import Axis, Problem, cut
+from .problem import Axis, cut
 
 Index = tuple[slice, ...]
 Range = tuple[int, int]
@@ -94,12 +94,12 @@ class Piece:
         self.problem = replace(whole, axes=(axes[0], axes[1], axes[2]))
         self.x_shape = self.problem.x_shape(self.sizes[0])
         self.y_shape = self.problem.y_shape(self.sizes[0])
-        self.inputs = _index(whole, read)
+        self.inputs = index(whole.channels_last, read)
         before = whole.y_shape(operation.x_shape[0])
         self.outputs = tuple(
             part if size == same else slice(None)  # glu halves an axis, which is never cut
             for part, size, same in zip(
-                _index(whole, [slice(*ends) for ends in ranges]),
+                index(whole.channels_last, [slice(*ends) for ends in ranges]),
                 operation.y_shape,
                 before,
                 strict=True,
@@ -127,8 +127,9 @@ class Piece:
         return y if y.dtype == operation.result else dtypes.cast(y, operation.result)
 
 
-def _index(problem: Problem, parts: list[slice]) -> Index:
+def index(channels_last: bool, parts: Sequence[slice]) -> Index:
+    """Slices of samples, depth, height and width, and all channels."""
     batch, *space = parts
-    if problem.channels_last:
+    if channels_last:
         return (batch, *space, slice(None))
     return (batch, slice(None), *space)

@@ -1,4 +1,4 @@
-"""A chain made ready for an input shape: what is computed where.
+"""A program: what is computed where, one step after the other.
 
 The results of a chain live one after the other: each is made from the one before. So they lie
 in one block of memory, by turns at its start and at its end, and the block is as large as the
@@ -16,17 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import dtypes, output_pool
-from .dense import Dense
-from .layer import Conv3DTranspose
-from .members import Activation, Array, Member, Overwriting, View
+from . import output_pool
 
-Step = Conv3DTranspose | Member
+Array = np.ndarray[Any, Any]
 DType = np.dtype[Any]
 
 
 @contextmanager
-def naming(step: Step) -> Iterator[None]:
+def naming(step: Any) -> Iterator[None]:
     """Say in an error which layer of the chain it comes from."""
     try:
         yield
@@ -50,28 +47,37 @@ class Stage(NamedTuple):
 
 
 class Program:
-    """The steps of a chain for one input shape and dtype.
+    """Stages, and where their results lie.
 
     Attributes
     ----------
     shape, dtype
         Of the result.
-    nbytes : int
-        Memory that a call takes, beside its input, its result and the weights, if the input
-        can be read and `out` be written as they are.
+    block, scratch : int
+        Bytes of the results between the stages, and those that a stage needs for itself.
     """
 
-    def __init__(self, steps: Sequence[Step], x_shape: tuple[int, ...], x_dtype: DType) -> None:
-        self._stages = _stages(steps, x_shape, x_dtype)
-        self.shape, self.dtype = self._stages[-1].shape, self._stages[-1].dtype
-        writing = [stage for stage in self._stages if not stage.inplace]
-        self._block, self._places = _places([stage.nbytes for stage in writing[:-1]])
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self.shape, self.dtype = stages[-1].shape, stages[-1].dtype
+        writing = [stage for stage in stages if not stage.inplace]
+        self.block, self._places = _places([stage.nbytes for stage in writing[:-1]])
         self._last_shape = writing[-1].shape
-        self.nbytes = self._block + max(stage.scratch for stage in writing)
+        self.scratch = max(stage.scratch for stage in stages)
 
-    def run(self, x: Array, out: Array | None = None) -> Array:
-        """The result for `x`, of the shape and dtype of the program; `out` has been checked."""
-        block = output_pool.empty((self._block,), np.dtype(np.uint8))
+    @property
+    def nbytes(self) -> int:
+        """Memory that a call takes, beside its input, its result and the weights, if the input
+        can be read and `out` be written as they are."""
+        return self.block + self.scratch
+
+    def run(self, x: Array, out: Array | None = None, block: Array | None = None) -> Array:
+        """The result for `x`, of the shape and dtype of the program.
+
+        `out` has been checked. `block` has at least as many bytes as the program wants.
+        """
+        if block is None:
+            block = output_pool.empty((self.block,), np.dtype(np.uint8))
         target = _as(out, self._last_shape)
         places = iter(self._places)
         y = x
@@ -102,50 +108,3 @@ def _as(out: Array | None, shape: tuple[int, ...]) -> Array | None:
     if out is None or out.shape == shape:
         return out
     return out.reshape(shape) if out.flags.c_contiguous else None
-
-
-def _stages(steps: Sequence[Step], shape: tuple[int, ...], dtype: DType) -> list[Stage]:
-    stages: list[Stage] = []
-    borrowed = True  # the caller's x, which is not to be written to
-    for step in steps:
-        with naming(step):
-            stages.append(_stage(step, shape, dtype, borrowed))
-        borrowed = borrowed and stages[-1].inplace
-        shape, dtype = stages[-1].shape, stages[-1].dtype
-    if borrowed:  # the result must be no view of x
-        stages.append(Stage(Activation(None, name="copy"), shape, dtype, inplace=False))
-    return stages
-
-
-def _stage(step: Step, x_shape: tuple[int, ...], x_dtype: DType, borrowed: bool) -> Stage:
-    shape: tuple[int, ...] = step.compute_output_shape(x_shape)  # type: ignore[assignment]
-    if isinstance(step, View):
-        return Stage(step, shape, x_dtype, inplace=True)
-    if isinstance(step, Overwriting):
-        dtype = step.result_dtype(x_dtype)
-        inplace = not borrowed and (shape, dtype) == (x_shape, x_dtype)
-        halved = shape != x_shape
-        return Stage(step, shape, dtype, inplace, prod(x_shape) * dtype.itemsize * halved)
-    assert isinstance(step, (Conv3DTranspose, Dense))
-    policy = dtypes.policy(step.dtype_policy)
-    return Stage(step, shape, policy.result, False, _scratch(step, policy, x_shape, x_dtype, shape))
-
-
-def _scratch(
-    step: Conv3DTranspose | Dense,
-    policy: dtypes.Policy,
-    x_shape: tuple[int, ...],
-    x_dtype: DType,
-    shape: tuple[int, ...],
-) -> int:
-    """Bytes of the copies that a layer makes of its input and of its result."""
-    copies = 0
-    if x_dtype not in policy.direct:
-        x_dtype = policy.direct[0]
-        copies += prod(x_shape) * x_dtype.itemsize
-    if x_dtype != policy.compute:
-        copies += prod(x_shape) * policy.compute.itemsize
-    result = prod(shape) * policy.compute.itemsize
-    if step.activation.halves:  # what is halved, and two halves
-        return copies + 4 * result
-    return copies if policy.result == policy.compute else copies + result

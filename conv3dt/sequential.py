@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arguments, names, registry
+from . import arguments, blocks, names, registry, stages
 from .dense import Dense
 from .folding import fold
 from .layer import SEEN_SHAPES, Conv3DTranspose
 from .members import Activation, Array, Dropout, InputLayer, Member, Overwriting
-from .program import Program, Step, naming
+from .program import Program, naming
+from .stages import Step
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .arguments import Shape
+    from .chained import Link
 
 
 class Sequential:
@@ -102,6 +104,11 @@ class Sequential:
         return self._name
 
     @property
+    def input_shape(self) -> Shape | None:
+        """Shape of an input, batch included, unknown sizes None; None as long as nobody told."""
+        return self._input_shape
+
+    @property
     def num_threads(self) -> int | None:
         """Threads of the layers that have no number of their own."""
         return self._num_threads
@@ -150,9 +157,29 @@ class Sequential:
             arguments.check_out(out, program.shape, program.dtype)
         return program.run(x, out)
 
-    def _program(self, x_shape: tuple[int, ...], x_dtype: np.dtype[Any]) -> Program:
+    def apply_blocks(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        max_memory: int | str = "2GB",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Write the chain's result for volumes that need not fit in memory; see `apply_blocks`."""
+        blocks.apply_blocks(self, source, target, max_memory=max_memory, progress=progress)
+
+    def links(self, x_shape: Sequence[int], x_dtype: np.dtype[Any]) -> list[Link]:
+        """What `conv3dt.apply_blocks` needs: the steps for volumes that are cut."""
+        shape = tuple(x_shape)
+        self._build_once(shape)
+        return stages.links(self._ready(shape)[1], shape, x_dtype)
+
+    def _build_once(self, x_shape: tuple[int, ...]) -> None:
         if self._input_shape is None or not self.built:
             self.build(x_shape)
+
+    def _program(self, x_shape: tuple[int, ...], x_dtype: np.dtype[Any]) -> Program:
+        self._build_once(x_shape)
         made: Program = self._ready(x_shape)[2](x_shape, x_dtype)
         return made
 
@@ -167,7 +194,7 @@ class Sequential:
         if made is None or not all(map(operator.is_, made[0], state)):
             ranks = map(len, self._shapes(x_shape))
             steps = fold(self._layers, ranks, self._num_threads)
-            made = self._made = state, steps, lru_cache(SEEN_SHAPES)(partial(Program, steps))
+            made = self._made = state, steps, lru_cache(SEEN_SHAPES)(partial(stages.program, steps))
         return made
 
     def fold(self) -> Sequential:

@@ -14,6 +14,7 @@ import pytest
 
 import conv3dt
 from conv3dt import activations, arguments, blocks, engine, initializers
+from conv3dt.chained import Chain
 from conv3dt.pieces import Piece
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -253,18 +254,18 @@ def test_memory_of_the_process(tmp_path: Path) -> None:
 def test_the_fewest_pieces_that_fit() -> None:
     layer = make("k2 s2", num_threads=1)
     x = volume()
-    operation = layer.operation(x.shape)
+    chain = Chain(layer.links(x.shape, x.dtype), x.dtype)
 
     def parts(budget: int) -> list[int]:
-        return [len(ranges) for ranges in blocks.divide(operation, x, budget).ranges]
+        return [len(ranges) for ranges in blocks.divide(chain, x, budget).ranges]
 
     assert parts(1 << 30) == [1, 1, 1, 1]
-    whole = blocks.Division(operation, x, [1, 1, 1, 1]).memory()
+    whole = blocks.Division(chain, x, [1, 1, 1, 1]).memory()
     assert parts(whole) == [1, 1, 1, 1]
     assert parts(whole - 1) == [2, 1, 1, 1]
-    sample = blocks.Division(operation, x, [2, 1, 1, 1]).memory()
+    sample = blocks.Division(chain, x, [2, 1, 1, 1]).memory()
     assert parts(sample - 1)[:2] == [2, 2]
-    thinnest = blocks.Division(operation, x, [2, 8, 1, 1]).memory()
+    thinnest = blocks.Division(chain, x, [2, 8, 1, 1]).memory()
     assert parts(thinnest) == [2, 8, 1, 1]
     assert parts(thinnest - 1)[:2] == [2, 8] and parts(thinnest - 1)[2] > 1
 

@@ -300,12 +300,102 @@ def test_a_folder_that_is_no_zarr_is_not_replaced(
     assert left(tmp_path / "y.zarr") == ["thesis.txt"]
 
 
+# ---- chains ----------------------------------------------------------------------
+
+
+def chain(data_format: str = "channels_last") -> conv3dt.Sequential:
+    """Of two layers named alike but for their number."""
+    last = data_format == "channels_last"
+    return conv3dt.Sequential(
+        [
+            layer(2, 4, name="up1", data_format=data_format),
+            conv3dt.BatchNormalization(-1 if last else 1, moving_mean_initializer="ones"),
+            "relu",
+            layer(4, 3, name="up2", data_format=data_format),
+        ],
+        input_shape=(None, None, None, 2) if last else (2, None, None, None),
+    )
+
+
+@pytest.mark.parametrize("tile", [(), ("--tile",), ("--max-memory", "200kB")])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_a_chain(tile: tuple[str, ...], data_format: str, tmp_path: Path) -> None:
+    its = chain(data_format)
+    its.save(tmp_path / "model.npz")
+    x = numbers(*SPACE, 2) if data_format == "channels_last" else numbers(2, *SPACE)
+    np.save(tmp_path / "x.npy", x)
+    run(tmp_path / "model.npz", tmp_path / "x.npy", "-o", tmp_path / "y.npy", *tile)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), its(x[None])[0])
+    assert left(tmp_path) == ["model.npz", "x.npy", "y.npy"]
+
+
+def test_a_layer_of_a_chain(tmp_path: Path) -> None:
+    its = chain()
+    its.save(tmp_path / "model.npz")
+    np.save(tmp_path / "x.npy", numbers(*SPACE, 2))
+    words = (tmp_path / "model.npz", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    run(*words, "--layer", "up1")
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), its[0](numbers(1, *SPACE, 2))[0])
+
+
+def test_a_chain_of_onnx(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed (the onnx extra)")
+    path = tmp_path / "model.onnx"
+    parts = [layer(2, 4, data_format="channels_first"), layer(4, 3, data_format="channels_first")]
+    models = []
+    for name, part in zip("ab", parts, strict=True):
+        part.to_onnx(path)
+        models.append(onnx.compose.add_prefix(onnx.load(path), name))
+    onnx.save(onnx.compose.merge_models(*models, io_map=[("ay", "bx")]), path)
+    np.save(tmp_path / "x.npy", numbers(2, *SPACE))
+    run(path, tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--tile")
+    y = conv3dt.Sequential(parts)(numbers(1, 2, *SPACE))[0]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), y)
+
+
+def test_dtype_threads_verbose_of_a_chain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its = chain()
+    its.save(tmp_path / "model.npz")
+    np.save(tmp_path / "x.npy", numbers(*SPACE, 2))
+    words = (tmp_path / "model.npz", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    run(*words, "--dtype", "float64", "--threads", "1", "--verbose")
+    y = np.load(tmp_path / "y.npy")
+    assert y.dtype == "float64"
+    np.testing.assert_allclose(y, its(numbers(1, *SPACE, 2))[0], rtol=1e-3, atol=1e-3)
+    said = capsys.readouterr().err
+    assert "up1" in said and said.count("at most 1 threads") == 2
+
+
+def test_nifti_of_a_chain(nibabel: Any, tmp_path: Path) -> None:
+    """Voxels are smaller by both strides."""
+    its = conv3dt.Sequential([layer(1, 2, kernel_size=2), layer(2, 1, kernel_size=2)])
+    its.save(tmp_path / "model.npz")
+    nibabel.save(nibabel.Nifti1Image(numbers(*SPACE), np.eye(4)), tmp_path / "x.nii.gz")
+    run(tmp_path / "model.npz", tmp_path / "x.nii.gz", "-o", tmp_path / "y.nii.gz", "--tile")
+    image = nibabel.load(tmp_path / "y.nii.gz")
+    np.testing.assert_array_equal(
+        image.get_fdata(dtype="float32"), its(numbers(*SPACE)[None, ..., None])[0, ..., 0]
+    )
+    np.testing.assert_allclose(np.diag(image.affine)[:3], 0.25)
+    np.testing.assert_allclose(image.affine[:3, 3], -0.375)  # the corner stays where it was
+
+
 # ---- refusals ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     saved(tmp_path, layer(4))
+    whole = conv3dt.Sequential(
+        [layer(4, 2), conv3dt.Reshape((-1, 2), name="rows"), conv3dt.Reshape((12, 14, 16, 2))],
+    )
+    whole.save(tmp_path / "whole.npz")
+    shape = conv3dt.Reshape((1, 1, 1, 4))
+    conv3dt.Sequential([conv3dt.Dense(4), shape, layer(4), layer(3)], input_shape=(5,)).save(
+        tmp_path / "generator.npz"
+    )
     np.save(tmp_path / "x.npy", numbers(*SPACE, 4))
     np.save(tmp_path / "flat.npy", numbers(6, 7))
     np.save(tmp_path / "text.npy", np.full(SPACE, "a"))
@@ -330,6 +420,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         ("run model.npz x.npy -o no/y.npy", "the folder of"),
         ("run model.npz x.npy -o y.npy --max-memory 10", "max_memory must be at least"),
         ("run model.npz x.npy -o y.npy --max-memory much", "--max-memory must be"),
+        ("run whole.npz x.npy -o y.npy", r"rows \(Reshape\): a volume must go through it whole"),
+        ("run generator.npz x.npy -o y.npy", "--layer must name one of .*'up', 'up'"),
         ("run model.npz x.npy -o y.npy --layer down", "--layer must name one of .*'up'"),
         ("run model.npz x.npy -o y.npy --strides 2", "--strides must not be given"),
         ("run model.npz x.npy -o y.npy --threads 0", "argument --threads: invalid"),

@@ -36,11 +36,13 @@ MAY_IMPORT = {
     "engine": {"cpus", "output_pool", "_compiled"},
     "plan": {"problem", "cost", "engine", "col2im", "output_pool"},
     "pieces": {"activations", "dtypes", "plan", "problem"},
-    "blocks": {"arguments", "engine", "output_pool", "pieces", "plan", "problem"},
+    "program": {"output_pool"},
+    "chained": {"engine", "output_pool", "pieces", "problem", "program"},
+    "blocks": {"arguments", "chained", "output_pool", "pieces", "plan"},
     "functional": {"activations", "arguments", "problem", "plan"},
     "layer": {
-        "activations", "arguments", "blocks", "constraints", "dtypes", "engine", "initializers",
-        "names", "pieces", "plan", "problem", "regularizers",
+        "activations", "arguments", "blocks", "chained", "constraints", "dtypes", "engine",
+        "initializers", "names", "pieces", "plan", "problem", "regularizers",
         "formats",  # in the methods that read and write files, when they are called
     },
     "members": {"activations", "arguments", "names", "output_pool"},
@@ -50,7 +52,9 @@ MAY_IMPORT = {
     },
     "folding": {"batchnorm", "dense", "dtypes", "layer", "members"},
     "registry": {"batchnorm", "dense", "layer", "members"},
-    "program": {"dense", "dtypes", "layer", "members", "output_pool"},
+    "stages": {
+        "batchnorm", "chained", "dense", "dtypes", "layer", "members", "pieces", "program",
+    },
 }  # fmt: skip
 BASE = set(MAY_IMPORT)
 INSTALLED = Path(conv3dt.__file__).parent  # a wheel's, when the tests are elsewhere

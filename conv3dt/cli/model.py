@@ -1,4 +1,4 @@
-"""A layer from a model file of any kind."""
+"""A layer, or a chain of layers, from a model file of any kind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from .. import formats
 from ..formats.layer_info import choose
 from ..layer import Conv3DTranspose
+from ..sequential import Sequential
 from . import parser as parsing
 
 # What PyTorch calls the arguments of a layer.
@@ -22,6 +23,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what a file of weights does not say (.safetensors, .weights.h5)"
     )
     parsing.add_geometry(given)  # type: ignore[arg-type]
+
+
+def open_model(path: Path, options: argparse.Namespace) -> Conv3DTranspose | Sequential:
+    """The chain that a file holds, if the options name no layer of it; else the layer.
+
+    Raises
+    ------
+    ValueError
+        As `open_layer`.
+    """
+    alone = options.layer is None and not parsing.geometry(options)
+    chain = _chain(path) if alone else None
+    if chain is None or (len(chain) == 1 and isinstance(chain[0], Conv3DTranspose)):
+        return open_layer(path, options)
+    return chain
+
+
+def _chain(path: Path) -> Sequential | None:
+    """The chain in a file, if there is one, and if it takes volumes."""
+    kind = formats.kind(path)
+    try:
+        if kind == "native":
+            from ..formats.native import load
+
+            found: Any = load(path)
+        elif kind == "keras":
+            found = Sequential.from_keras(path)
+        elif kind == "onnx":
+            found = Sequential.from_onnx(path)
+        else:
+            return None
+    except ValueError:  # what is wrong will be said when a layer is looked for
+        return None
+    if not isinstance(found, Sequential) or len(found.input_shape or ()) != 5:
+        return None
+    return found if any(isinstance(layer, Conv3DTranspose) for layer in found) else None
 
 
 def open_layer(path: Path, options: argparse.Namespace) -> Conv3DTranspose:
@@ -64,5 +101,6 @@ def _of_our_own(path: Path, name: str | None) -> Conv3DTranspose:
 
     model = load(path)
     members = [model] if isinstance(model, Conv3DTranspose) else model.layers
-    layers = {layer.name: layer for layer in members if isinstance(layer, Conv3DTranspose)}
-    return layers[choose(path, layers, name, "--layer")]
+    layers = [layer for layer in members if isinstance(layer, Conv3DTranspose)]
+    chosen = choose(path, [layer.name for layer in layers], name, "--layer")
+    return next(layer for layer in layers if layer.name == chosen)
