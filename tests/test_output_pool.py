@@ -221,7 +221,7 @@ def test_no_two_live_arrays_share_memory_whatever_the_threads() -> None:
     def work(seed: int) -> None:
         rng = random.Random(seed)
         alive: list[tuple[int, np.ndarray]] = []
-        for i in range(150):
+        for i in range(80):
             number = seed * 1000 + i
             y = make(rng.choice((4, 5, 6.5, 8)))
             y[::64] = number
@@ -255,9 +255,9 @@ def test_no_block_is_taken_twice() -> None:
     failures = []
 
     def work(number: int) -> None:
-        for i in range(15000):
+        for i in range(4000):
             y = pool.bytes(2 * MIB)[:8].view(np.int64)
-            y[0] = tag = number * 15000 + i
+            y[0] = tag = number * 4000 + i
             sum(range(i % 50))
             if y[0] != tag:
                 failures.append(tag)
