@@ -548,7 +548,11 @@ def _shifted(x: Array) -> Array:
     return shifted
 
 
-@_define("row")
+def _fuse_softmax(axis: int = -1) -> Fusion:
+    return _fused(13) if axis == -1 else NOT_FUSED
+
+
+@_define("row", _fuse_softmax)
 def softmax(x: Array) -> Array:
     y = _shifted(x)
     np.exp(y, out=y)

@@ -30,6 +30,7 @@ SCRATCH_MARGIN = 4096 + 64  # bytes: what the driver leaves between threads
 MOST_STREAMS = 1 << 14
 # Lanes keeps a plane of results for each phase of the width of each filter.
 MOST_LANES = 1 << 8
+SOFTMAX = 13  # the code of an activation that kernels apply as a second pass
 FARTHEST = 16  # voxels between the inputs of an output: images hold all between them
 VERBOSE = os.environ.get("CONV3DT_VERBOSE") == "1"
 
@@ -432,7 +433,7 @@ class Plan:
             self.run(x, y, activation, team)
             return y
         self.run(x, y, None, team)
-        return activation.inplace(y)
+        return self.finish(y, activation, team)
 
     def run(
         self, x: np.ndarray, y: np.ndarray, activation: Activation | None = None, threads: int = 1
@@ -452,8 +453,20 @@ class Plan:
             team = 1
             col2im.run(self.problem, self.kernel, self.bias, x, y, threads, self.box)
         if activation is not None and activation.code != 0:
-            activation.inplace(y)
+            self.finish(y, activation, threads)
         return int(team)
+
+    def finish(self, y: np.ndarray, activation: Activation, threads: int) -> np.ndarray:
+        """An activation as a second pass, in place unless it changes the shape."""
+        if activation.code != SOFTMAX or self.compiled is None:
+            return activation.inplace(y)
+        planes = [y] if y.flags.c_contiguous else (plane for sample in y for plane in sample)
+        for plane in planes:
+            rows = np.ascontiguousarray(plane)
+            self.compiled.softmax(rows, threads)
+            if rows is not plane:
+                plane[...] = rows
+        return y
 
     def cuts(self) -> tuple[Triple, Triple]:
         """Outputs, and inputs, per axis, at multiples of which a part of the problem may begin.

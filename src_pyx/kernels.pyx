@@ -22,6 +22,7 @@ from geometry cimport Axis, Source, box_count, ceil_div, even_part
 from lanes cimport Lanes as LanesPlan, LanesRoom, image_reals, lanes_rows
 from lanes cimport lanes_scratch, lanes_shape, lanes_task
 from simd cimport real, vallow, vfence, MOST_FILTERS
+from softmax cimport softmax_rows
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
 from microkernel cimport split_rows, tile_rows
@@ -48,6 +49,7 @@ cdef Py_ssize_t BOX_REALS = 16 << 10
 cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
 cdef Py_ssize_t MOST_IMAGES_BYTES = 4 << 20  # of a thread
+cdef Py_ssize_t ROWS_REALS = 2 << 10  # in the first-level cache, for a second pass
 cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
@@ -242,6 +244,21 @@ cdef class Plan:
             if last < total:
                 PyErr_CheckSignals()
         return team
+
+
+    def softmax(self, cnp.ndarray y, int threads):
+        """Softmax of the rows of a contiguous array (its last axis), in place."""
+        cdef Py_ssize_t n = cnp.PyArray_DIM(y, cnp.PyArray_NDIM(y) - 1)
+        cdef Py_ssize_t rows = cnp.PyArray_SIZE(y) // max(n, 1)
+        cdef Py_ssize_t some = max(ROWS_REALS // max(n, 1), 1), i
+        cdef real *data = reals(y)
+        if threads == 1:
+            with nogil:
+                for i from 0 <= i < rows by some:
+                    softmax_rows(data + i * n, min(some, rows - i), n)
+            return
+        for i in prange(ceil_div(rows, some), num_threads=threads, schedule="static", nogil=True):
+            softmax_rows(data + i * some * n, min(some, rows - i * some), n)
 
 
 cdef int run_tasks(

@@ -434,7 +434,9 @@ def test_what_kernels_may_fuse():
         "linear": 0, "relu": 1, "leaky_relu": 1, "relu6": 2, "hard_sigmoid": 2, "hard_tanh": 2,
         "hard_silu": 3, "hard_swish": 3, "softsign": 4, "exponential": 5, "sigmoid": 6,
         "silu": 7, "swish": 7, "tanh": 8, "elu": 9, "selu": 9, "softplus": 10, "gelu": 12,
+        "softmax": 13,
     }  # fmt: skip
     assert activations.gelu.with_options(approximate=True).code == 11
+    assert activations.softmax.with_options(axis=1).code == -1
     assert activations.relu.with_options(threshold=1.0).code == -1
     assert activations.relu.with_options(max_value=2.0).params == (1.0, 0.0, 0.0, 2.0)

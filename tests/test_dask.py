@@ -225,7 +225,7 @@ def test_two_workers_and_a_volume_that_fits_neither(tmp_path: Path) -> None:
     with (
         dask.config.set({f"distributed.worker.memory.{key}": off for key, off in memory.items()}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=None
+            n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
         dask.config.set(scheduler=None),

@@ -30,6 +30,7 @@ class Plan:
         params: tuple[float, float, float, float],
         threads: int,
     ) -> int: ...
+    def softmax(self, y: _Array, threads: int) -> None: ...
 
 class Tiles(Plan):
     def __init__(
