@@ -25,7 +25,7 @@ CFLAGS = (
 # Not what must end by a signal: ASan catches it.
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("kernels", "guard_pages", "fuzz", "functional", "same_bits")
+    for name in ("kernels", "guard_pages", "fuzz", "functional", "same_bits", "softmax")
 ]
 
 
