@@ -302,7 +302,7 @@ def test_glu_shapes():
 
 
 def test_threshold_needs_its_arguments():
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="missing 2 required"):
         activations.get("threshold")(np.ones(3))
 
 

@@ -7,6 +7,7 @@ the process lives. What may take the process down is run in another one.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import oracle
 import pytest
 from test_arguments import OffersArray, OffersDlpack
 
+from conv3dt import engine
 from conv3dt.functional import conv3d_transpose
 from conv3dt.layer import Conv3DTranspose
 
@@ -192,16 +194,30 @@ def test_empty_kernel(axis):
 
 @pytest.mark.parametrize("shape", [(0,), (5,), (3,), (1, 4), (4, 1), ()])
 def test_shape_of_bias(shape):
-    refused(through_function, ValueError, r"bias must have shape \(4,\)", bias=ones(*shape))
+    message = r"bias must have shape \(4,\).*, got " + re.escape(str(shape))
+    refused(through_function, ValueError, message, bias=ones(*shape))
 
 
 @pytest.mark.parametrize(
-    "shapes", [[(2, 2, 2, 4, 3)], [(2, 2, 2, 3, 4), (4,)], [(2, 2, 2, 4, 3), (5,)], [(4,)]]
+    ("shapes", "message"),
+    [
+        ([(2, 2, 2, 4, 3)], "weights must be 2 arrays .*, got 1"),
+        ([(4,)], "weights must be 2 arrays .*, got 1"),
+        *(
+            ([shape, (4,)], f"kernel must have shape .*, got {re.escape(str(shape))}")
+            for shape in [(), (2,), (2, 2, 2, 4), (2, 2, 2, 3, 4), (0, 2, 2, 4, 3), (2, 2, 2, 4, 0)]
+        ),
+        *(
+            ([(2, 2, 2, 4, 3), shape], f"bias must have shape .*, got {re.escape(str(shape))}")
+            for shape in [(), (0,), (5,), (4, 1)]
+        ),
+    ],
+    ids=str,
 )
-def test_shapes_of_the_weights_of_the_layer(shapes):
+def test_shapes_of_the_weights_of_the_layer(shapes, message):
     layer = Conv3DTranspose(4, 2, input_shape=(2, 2, 2, 3))
     before = layer.get_weights()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=message):
         layer.set_weights([ones(*shape) for shape in shapes])
     for old, new in zip(before, layer.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -209,9 +225,9 @@ def test_shapes_of_the_weights_of_the_layer(shapes):
 
 def test_groups_that_do_not_divide():
     refused(through_function, ValueError, "groups 2 and in_channels 3", groups=2)
-    with pytest.raises(ValueError, match="groups.* 3 .*4"):
+    with pytest.raises(ValueError, match="groups 3 and filters 4"):
         Conv3DTranspose(4, 2, groups=3)
-    with pytest.raises(ValueError, match="groups.* 2 .*3"):
+    with pytest.raises(ValueError, match="groups 2 and in_channels 3"):
         Conv3DTranspose(4, 2, groups=2, input_shape=(2, 2, 2, 3))
 
 
@@ -302,6 +318,30 @@ def scenario_results_of_2_63_bytes():
         refused(call, ValueError, "2\\*\\*6[23]", x=ones(1, 1, 1, 1, 3), **options)
 
 
+def scenario_layers_of_2_63_bytes():
+    """Refused when the layer is built: its shapes are known then."""
+    for message, options in [
+        ("result must have fewer", dict(strides=2**31)),
+        ("depth below", dict(strides=2**62)),
+        ("depth below", dict(strides=HUGE)),
+        ("result must have fewer", dict(dilation_rate=1879048192)),
+        ("result must have fewer", dict(filters=2**62)),
+        ("result must have fewer", dict(kernel_size=2**31)),
+        ("x must have fewer", dict(input_shape=(2, 2, 2, 2**62))),
+        ("x must have fewer", dict(input_shape=(2**31, 2**31, 1, 3))),
+    ]:
+        arguments = {"filters": 4, "kernel_size": 2, "input_shape": (1, 1, 1, 3), **options}
+        with pytest.raises(ValueError, match=f"{message}.* 2\\*\\*6[23] .*, got "):
+            Conv3DTranspose(**arguments)
+
+
+def scenario_weights_that_no_memory_holds():
+    for options in (dict(filters=2**40), dict(input_shape=(1, 1, 1, 2**40))):
+        arguments = {"filters": 4, "kernel_size": 2, "input_shape": (1, 1, 1, 3), **options}
+        with pytest.raises(MemoryError, match=r"shape \(2, 2, 2, .*1099511627776.*float"):
+            Conv3DTranspose(**arguments)
+
+
 def scenario_results_that_no_memory_holds():
     for call, strides in product(
         CALLS,
@@ -343,6 +383,29 @@ def scenario_inputs_without_memory():
             for strides in (1, 2):
                 with pytest.raises(MemoryError, match="shape"):
                     conv3d_transpose(x, kernel, strides=strides, algorithm=algorithm)
+
+
+def scenario_empty_axes():
+    """Nothing along an axis: by every instruction set and algorithm, on several threads."""
+    engine.serial_below = 0
+    bias = np.arange(4, dtype=np.float32)
+    for isa, algorithm, last, empty in product(
+        (*engine.can(), "numpy"), ("auto", "direct", "winograd", "im2col"), (True, False), range(5)
+    ):
+        engine.select(isa)
+        sizes = [size if axis != empty else 0 for axis, size in enumerate((2, 3, 4, 5, 6))]
+        batch, *space, channels = sizes
+        x = ones(batch, *space, channels) if last else ones(batch, channels, *space)
+        for strides, groups in product((1, 2), (1, 2)):
+            y = conv3d_transpose(
+                x, ones(3, 3, 3, 4 // groups, channels), bias, strides, groups=groups,
+                data_format="channels_last" if last else "channels_first",
+                algorithm=algorithm, num_threads=3,
+            )  # fmt: skip
+            if not last:
+                y = y.transpose(0, 2, 3, 4, 1)
+            assert y.shape == (batch, *((n - 1) * strides + 3 for n in space), 4)
+            assert (y == bias).all()
 
 
 def far_calls():
@@ -414,9 +477,12 @@ def scenario_distant_phases():
     "scenario",
     [
         scenario_results_of_2_63_bytes,
+        scenario_layers_of_2_63_bytes,
+        scenario_weights_that_no_memory_holds,
         scenario_results_that_no_memory_holds,
         scenario_results_beyond_the_memory_limit,
         scenario_inputs_without_memory,
+        scenario_empty_axes,
         scenario_huge_strides_with_a_small_output,
         scenario_huge_dilation_with_a_small_output,
         scenario_distant_phases,

@@ -163,19 +163,19 @@ def test_subclasses():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"volume": 3},
-        {"filters": None},
-        {"activation": "nonsense"},
-        {"dtype": "mixed_int8"},
-        {"groups": 2},
+        ({"volume": 3}, "config must hold the arguments of Conv3DTranspose, got .*'volume'"),
+        ({"filters": None}, "filters must be a positive integer, got None"),
+        ({"activation": "nonsense"}, "activation must be .*, got 'nonsense'"),
+        ({"dtype": "mixed_int8"}, "dtype must be .*, got 'mixed_int8'"),
+        ({"groups": 2}, "groups 2 and filters 3"),
     ],
 )
-def test_bad_configs(change):
-    with pytest.raises(ValueError):
+def test_bad_configs(change, message):
+    with pytest.raises(ValueError, match=message):
         Conv3DTranspose.from_config(KERAS_3 | change)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="config must hold .*, got .*'name'"):
         Conv3DTranspose.from_config({"name": "up"})
 
 

@@ -295,10 +295,19 @@ def _assert_constraints(arguments: dict[str, Any], input_shape: list[int]) -> No
 # ---- errors of the operation ------------------------------------------------------
 
 
+REFUSED = {
+    "InvalidInputDimsTest": "x must have 5 axes .*, got 4",
+    "InvalidFilterDimsTest": "kernel must have 5 axes .*, got 4",
+    "MismatchChannelSizeTest": "kernel's 1 input channels, got 2",
+    "PrepareSecurityTest.RejectsZeroFilterOutputChannels": "kernel must have no empty .*, got",
+    "PrepareSecurityTest.RejectsZeroFilterOutputChannelsDynamic": "kernel must have no empty",
+}
+
+
 @_of("op_error")
 def test_errors_of_the_operation(case: dict[str, Any]) -> None:
     if case["ndim"] == 1:  # keras: x (2, 4, 3), a kernel for another number of channels
-        _refused((2, 1, 1, 4, 3), (1, 1, 2, 5, 4))
+        _refused("kernel's 4 input channels, got 3", (2, 1, 1, 4, 3), (1, 1, 2, 5, 4))
     elif case["name"] == "PrepareSecurityTest.RejectsCol2ImOverflow":
         # 46341**2 overflows TFLite's int32. There is no column buffer here to overflow, and
         # no input channel: the result is the (absent) bias.
@@ -306,23 +315,26 @@ def test_errors_of_the_operation(case: dict[str, Any]) -> None:
         y = conv3d_transpose(x, kernel, padding="same")
         assert y.shape == (1, 1, 1, 1, 1) and not y.any()
     elif case["name"] == "PrepareSecurityTest.RejectsInvalidStrideOrDilation":
-        _refused(case["input_shape"], case["kernel_size"], strides=(0, 1, 1))
-        _refused(case["input_shape"], case["kernel_size"], dilation_rate=(0, 1, 1))
+        for name in ("strides", "dilation_rate"):
+            options = {name: (0, 1, 1)}
+            _refused(f"{name} must be .*, got", case["input_shape"], case["kernel_size"], **options)
     elif case["name"] == "PrepareSecurityTest.RejectsMismatchedOutputChannels":
         out = _zeros(case["expected_output_shape"])
-        _refused(case["input_shape"], case["kernel_size"], padding="same", out=out)
+        options = {"padding": "same", "out": out}
+        _refused("out must have shape", case["input_shape"], case["kernel_size"], **options)
     elif case["name"] == "MismatchBiasSizeTest":
-        _refused(case["input_shape"], case["kernel_size"], bias=_zeros((3,)))
+        bias, message = _zeros((3,)), r"bias must have shape \(2,\), .*, got \(3,\)"
+        _refused(message, case["input_shape"], case["kernel_size"], bias=bias)
     else:
-        _refused(case["input_shape"], case["kernel_size"])
+        _refused(REFUSED[case["name"]], case["input_shape"], case["kernel_size"])
 
 
 def _zeros(shape: Any) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
-def _refused(x_shape: Any, kernel_shape: Any, **arguments: Any) -> None:
-    with pytest.raises(ValueError):
+def _refused(message: str, x_shape: Any, kernel_shape: Any, **arguments: Any) -> None:
+    with pytest.raises(ValueError, match=message):
         conv3d_transpose(_zeros(x_shape), _zeros(kernel_shape), **arguments)
 
 

@@ -350,6 +350,40 @@ def _same_special(problem: Problem, x: np.ndarray, kernel: np.ndarray, bias: np.
     np.testing.assert_array_equal(run(made, x), expected(problem, x, kernel, bias))
 
 
+@pytest.mark.parametrize("geometry", ["k3 s2", "k4 s2", "k3 s1"])
+def test_infinity_under_minimal_filtering(
+    geometry: str, compiled: str, dtype: str, channels_last: bool
+) -> None:
+    """In x it spoils its own tile at most; in the weights it excludes minimal filtering."""
+    problem = Problem(32, 32, 1, _axes(12, 12, 12, geometry), channels_last)
+    x, kernel, bias = integers(problem, dtype=dtype)
+    made = plan.plan_for(problem, plan.Weights(kernel, bias), "winograd")
+    assert made.algorithm == "winograd"
+    want = run(made, x)
+    x.flat[0] = np.inf  # of the first voxel
+    y = run(made, x)
+    by_formula = ~np.isfinite(expected(problem, x, kernel, bias))
+    assert by_formula.any() and not np.isfinite(y[by_formula]).any()
+    space = slice(1, 4) if channels_last else slice(2, 5)
+    far = np.indices(y.shape)[space].max(axis=0) >= 10  # output voxels
+    np.testing.assert_array_equal(y[far], want[far])
+
+    kernel.flat[0] = np.inf
+    weights = plan.Weights(kernel, bias)
+    assert plan.plan_for(problem, weights, "winograd").algorithm != "winograd"
+
+
+def test_threads_are_at_most_the_tasks(isa: str, always_parallel: None) -> None:
+    for size in (1, 2):
+        problem = Problem(3, 5, 1, (axis(size, 1, 1),) * 3, True)
+        x, kernel, bias, want = exact_case(problem)
+        for made in plans(problem, kernel.astype("f4"), bias.astype("f4")):
+            y = np.full(want.shape, np.nan, np.float32)
+            team = made.run(x.astype("f4"), y, threads=64)
+            assert 1 <= team <= y.size
+            check(y, want, made)
+
+
 def test_overflow_becomes_infinity(isa: str, dtype: str, channels_last: bool) -> None:
     problem = Problem(2, 2, 1, _axes(2, 2, 3, "k3 s2"), channels_last)
     big = np.finfo(dtype).max

@@ -163,7 +163,7 @@ def test_input_shapes_that_do_not_fit(shape):
     if len(shape) != 5:
         with pytest.raises(ValueError, match="shape of x must be 5 sizes"):
             layer_of()(np.zeros(shape, np.float32))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="input_shape must be 5 sizes|4 input channels, got 3"):
         layer.compute_output_shape(shape)
 
 
@@ -181,7 +181,7 @@ def test_input_shapes_that_do_not_fit(shape):
 )
 def test_inputs_that_are_no_floats(x):
     for layer in (layer_of(), layer_of(input_shape=(2, 2, 2, 4))):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="x must be .*, got"):
             layer(x)
 
 
@@ -301,7 +301,7 @@ def test_weights():
     assert [w.shape for w in layer.weights] == [(3, 3, 3, 6, 4), (6,)]
     for view in (layer.kernel, layer.bias, *layer.weights):
         assert not view.flags.writeable
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="cannot set WRITEABLE"):
             view.flags.writeable = True
     kernel[...] = 0  # a copy
     assert layer.kernel.any()
@@ -320,8 +320,11 @@ def test_weights():
 def test_weights_that_do_not_fit_change_nothing():
     layer = layer_of(input_shape=(3, 4, 5, 4))
     kernel, bias = layer.get_weights()
-    for bad in ([], [kernel], [kernel, bias, bias], [bias, kernel], [kernel, bias[:-1]]):
-        with pytest.raises(ValueError):
+    for bad in ([], [kernel], [kernel, bias, bias]):
+        with pytest.raises(ValueError, match=f"weights must be 2 arrays .*, got {len(bad)}"):
+            layer.set_weights(bad)
+    for bad, name in (([bias, kernel], "kernel"), ([kernel, bias[:-1]], "bias")):
+        with pytest.raises(ValueError, match=f"{name} must have shape .*, got"):
             layer.set_weights(bad)
     for bad in (kernel[:1], kernel.ravel(), 1.0):
         with pytest.raises(ValueError, match="kernel must have shape"):
@@ -395,7 +398,7 @@ def test_initializers():
         given[:1, :1, :1, :, :1].repeat(2, 0),
         lambda shape, dtype: 1.0,
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="kernel_initializer must return"):
             layer_of(kernel_initializer=bad, input_shape=(3, 4, 5, 4))
     limit = np.sqrt(6 / (27 * 6 + 27 * 4))
     for default in (None, "glorot_uniform"):
