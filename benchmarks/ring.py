@@ -28,7 +28,12 @@ class Process:
     """A contestant's process and its pipe."""
 
     def __init__(
-        self, name: str, kind: str, python: Path, threads: int, environment: dict[str, str],
+        self,
+        name: str,
+        kind: str,
+        python: Path,
+        threads: int,
+        environment: dict[str, str],
         script: str = "contestant.py",
     ) -> None:
         self.name = name

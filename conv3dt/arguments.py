@@ -12,7 +12,9 @@ import operator
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,22 @@ def axis(name: str, value: Any) -> int:
     if number is None:
         raise ValueError(f"{name} must be an integer, got {value!r}")
     return number
+
+
+def number(name: str, value: Any) -> float:
+    """A real number (epsilon, rate), as a float."""
+    if isinstance(value, (Real, np.bool_)):
+        with suppress(OverflowError):  # an integer beyond all floats
+            return float(value)
+    raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def listed(name: str, value: Any, what: str) -> list[Any]:
+    """What can be iterated over, as a list. TypeError: it cannot."""
+    try:
+        return list(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a list of {what}, got {_kind(value)}") from error
 
 
 def flag(name: str, value: Any) -> bool:
@@ -264,11 +282,18 @@ def make_problem(
         for i in range(3)
     )
     problem = Problem(in_channels, filters, groups, axes, channels_last)  # type: ignore[arg-type]
-    _check_bytes("x", x_shape, itemsize, f"got shape {x_shape}")
+    check_bytes("x", x_shape, itemsize, f"got shape {x_shape}")
     y_shape = problem.y_shape(x_shape[0])
     cause = f"got shape {y_shape} from strides {strides}, dilation_rate {dilation}"
-    _check_bytes("the result", y_shape, itemsize, cause)
+    check_bytes("the result", y_shape, itemsize, cause)
     return problem
+
+
+def check_bytes(name: str, shape: Sequence[int], itemsize: int, cause: str) -> None:
+    """ValueError for arrays of 2**63 bytes or more."""
+    # Empty axes count as 1, as NumPy counts them: it refuses (0, 2**62, 2**62) too.
+    if prod(n or 1 for n in shape) * itemsize >= BYTES_LIMIT:
+        raise ValueError(f"{name} must have fewer than 2**63 bytes, {cause}")
 
 
 def check_groups(groups: int, name: str, count: int) -> None:
@@ -415,9 +440,3 @@ def _axis(
             f"got stride {stride}, dilation {dilation} for x {size}, kernel {kernel}"
         )
     return Axis(size, out, kernel, stride, dilation, crop)
-
-
-def _check_bytes(name: str, shape: Sequence[int], itemsize: int, cause: str) -> None:
-    # Empty axes count as 1, as NumPy counts them: it refuses (0, 2**62, 2**62) too.
-    if prod(n or 1 for n in shape) * itemsize >= BYTES_LIMIT:
-        raise ValueError(f"{name} must have fewer than 2**63 bytes, {cause}")

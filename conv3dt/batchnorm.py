@@ -73,8 +73,8 @@ class BatchNormalization(Overwriting):
     ) -> None:
         super().__init__(name)
         self._axis = arguments.axis("axis", axis)
-        self._momentum = float(momentum)
-        self._epsilon = float(epsilon)
+        self._momentum = arguments.number("momentum", momentum)
+        self._epsilon = arguments.number("epsilon", epsilon)
         if not self._epsilon >= 0:
             raise ValueError(f"epsilon must be a non-negative number, got {epsilon!r}")
         self._center, self._scale = bool(center), bool(scale)
@@ -140,6 +140,7 @@ class BatchNormalization(Overwriting):
         channels = shape[self._axis]
         if channels is None:
             raise ValueError(f"input_shape must say the size of axis {self._axis}, got {shape}")
+        arguments.check_bytes("weights", (channels,), 8, f"got {channels} channels in input_shape")
         if self._affine is None:
             self._store([self._initial(name, channels) for name in self._names()])
 

@@ -455,10 +455,7 @@ class Conv3DTranspose:
         """
         self._check_built("weights")
         assert self._kernel is not None
-        try:
-            weights = list(weights)
-        except TypeError as error:
-            raise TypeError(f"weights must be a list of arrays, got {weights!r}") from error
+        weights = arguments.listed("weights", weights, "arrays")
         if len(weights) != len(self.weights):
             raise ValueError(
                 f"weights must be {len(self.weights)} arrays (use_bias={self._use_bias}), "

@@ -76,9 +76,10 @@ class Member:
         ValueError
             The layer is not built, or the number or a shape of the arrays is wrong.
         TypeError
-            An array that is not of floats.
+            No sequence, or an array that is not of floats.
         """
         self._check_built("weights")
+        weights = arguments.listed("weights", weights, "arrays")
         shapes = [w.shape for w in self.weights]
         if len(weights) != len(shapes):
             raise ValueError(f"weights must be {len(shapes)} arrays, got {len(weights)}")
@@ -325,7 +326,7 @@ class Flatten(View):
 
     def __init__(self, data_format: str | None = None, *, name: str | None = None) -> None:
         super().__init__(name)
-        if data_format not in (None, "channels_last"):
+        if data_format is not None and not _is_channels_last(data_format):
             raise ValueError(f'data_format must be "channels_last", got {data_format!r}')
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> Shape:
@@ -336,6 +337,10 @@ class Flatten(View):
 
     def inplace(self, y: Array) -> Array:
         return y.reshape(self.compute_output_shape(y.shape))
+
+
+def _is_channels_last(value: Any) -> bool:
+    return isinstance(value, str) and value == "channels_last"
 
 
 class Dropout(View):
@@ -357,7 +362,7 @@ class Dropout(View):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self._rate = float(rate)
+        self._rate = arguments.number("rate", rate)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self._rate}

@@ -6,7 +6,6 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -322,9 +321,10 @@ class Sequential:
         ValueError
             The chain is not built, or the number or a shape of the arrays is wrong.
         TypeError
-            An array that is not of floats.
+            No sequence, or an array that is not of floats.
         """
         self._check_built("weights")
+        weights = arguments.listed("weights", weights, "arrays")
         if len(weights) != len(self.weights):
             raise ValueError(f"weights must be {len(self.weights)} arrays, got {len(weights)}")
         given = iter(weights)
@@ -441,7 +441,7 @@ class Sequential:
         from .formats import files, keras_chain
 
         with files.naming(path):
-            layers, shape = keras_chain.read(Path(path))
+            layers, shape = keras_chain.read(files.as_path(path))
             return cls(layers, input_shape=shape).fold()
 
     @classmethod
@@ -536,7 +536,7 @@ def _of_configs(
 
 
 def _members(layers: Iterable[Any]) -> Iterator[Step]:
-    given = list(layers)
+    given = arguments.listed("layers", layers, "layers")
     if not given:
         raise ValueError("layers must be at least one, got none")
     for i, layer in enumerate(given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +116,25 @@ def test_replacing_leaves_the_old_file(tmp_path, error):
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "m.npz", "m.onnx", "m.safetensors"])
+def test_only_regular_files_are_opened(tmp_path, name):
+    """A pipe would keep whoever opens it waiting."""
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "folder" / name).mkdir(parents=True)
+    for path in (tmp_path / name, tmp_path / "folder" / name):
+        with pytest.raises(ValueError, match=f"path must be a regular file, got .*{name}"):
+            conv3dt.list_layers(path)
+
+
+def test_what_is_no_path():
+    for value in (None, 3, b"m.keras", [""]):
+        with pytest.raises(TypeError, match="path must be a str or an os.PathLike"):
+            conv3dt.list_layers(value)
+    with pytest.raises(ValueError, match="path must name a file, got .*x00"):
+        conv3dt.list_layers("m\0.h5")
 
 
 def test_a_missing_package_says_which_extra():

@@ -7,16 +7,29 @@ comes back is a result, or one of those errors, whose message has the name of an
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import conv3dt
+from conv3dt import (
+    Activation,
+    BatchNormalization,
+    Dense,
+    Dropout,
+    Flatten,
+    InputLayer,
+    Reshape,
+    Sequential,
+    apply_blocks,
+)
 from conv3dt.functional import conv3d_transpose
 from conv3dt.layer import Conv3DTranspose
 
@@ -198,6 +211,69 @@ def test_methods(method: str, junk: Any) -> None:
 def test_configs(junk: dict[str, Any]) -> None:
     config = {**Conv3DTranspose(4, 2).get_config(), **junk}
     answered(lambda: Conv3DTranspose.from_config(config), [*LAYER, "config"])
+
+
+# ---- chains, pieces, files --------------------------------------------------------
+
+
+def chain() -> Sequential:
+    return Sequential([Conv3DTranspose(4, 2, input_shape=(2, 2, 2, 3)), Activation("relu")])
+
+
+def blocks(**changed: Any) -> None:
+    out = np.zeros((1, 3, 3, 3, 4), np.float32)
+    apply_blocks(**{"layer": chain(), "source": X, "target": out, **changed})
+
+
+# What takes one argument, and the names by which an error may call it.
+TAKERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "chain": (Sequential, "layers"),
+    "chain of one": (lambda v: Sequential([v]), "layers"),
+    "chain's build": (lambda v: chain().build(v), "input_shape"),
+    "chain's shape": (lambda v: chain().compute_output_shape(v), "input_shape"),
+    "chain's call": (lambda v: chain()(v), "x input_shape"),
+    "chain's out": (lambda v: chain()(X, out=v), "out"),
+    "chain's weights": (lambda v: chain().set_weights(v), "weights"),
+    "Dense": (Dense, "units"),
+    "Dense's call": (Dense(3), "x input_shape"),
+    "BatchNormalization's axis": (lambda v: BatchNormalization(axis=v), "axis"),
+    "BatchNormalization's momentum": (lambda v: BatchNormalization(momentum=v), "momentum"),
+    "BatchNormalization's epsilon": (lambda v: BatchNormalization(epsilon=v), "epsilon"),
+    "BatchNormalization's build": (lambda v: BatchNormalization().build(v), "input_shape weights"),
+    "BatchNormalization's call": (lambda v: BatchNormalization()(v), "x input_shape axis"),
+    "BatchNormalization's weights": (
+        lambda v: BatchNormalization().set_weights(v), "weights"
+    ),
+    "Reshape": (Reshape, "target_shape"),
+    "Reshape's call": (Reshape((3, -1)), "x input_shape target_shape"),
+    "Flatten": (Flatten, "data_format"),
+    "Flatten's call": (Flatten(), "x input_shape"),
+    "Dropout": (Dropout, "rate"),
+    "InputLayer": (InputLayer, "shape"),
+    "Activation": (Activation, "activation"),
+    "Activation's call": (Activation("relu"), "x input_shape"),
+    "blocks of a layer": (lambda v: blocks(layer=v), "layer"),
+    "blocks' source": (lambda v: blocks(source=v), "source target"),
+    "blocks' target": (lambda v: blocks(target=v), "target"),
+    "blocks' max_memory": (lambda v: blocks(max_memory=v), "max_memory"),
+    "blocks' progress": (lambda v: blocks(progress=v), "progress"),
+    "load": (conv3dt.load, "path"),
+    "list_layers": (conv3dt.list_layers, "path"),
+    "from_keras": (conv3dt.from_keras, "path"),
+    "from_onnx": (conv3dt.from_onnx, "path model"),
+    "from_torch": (conv3dt.from_torch, "path module_or_state_dict state"),
+    "chain from Keras": (Sequential.from_keras, "path"),
+    "chain from ONNX": (Sequential.from_onnx, "path model"),
+    "chain from PyTorch": (Sequential.from_torch, "path module"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("take", "names"), TAKERS.values(), ids=TAKERS)
+@settings(max_examples=settings().max_examples // 10)
+@given(junk=junk.filter(lambda value: not callable(value)))
+def test_one_argument(take: Callable[[Any], Any], names: str, junk: Any) -> None:
+    with suppress(OSError):  # files that are not there, and names that none can have
+        answered(lambda: take(junk), names.split())
 
 
 @given(junk=junk)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from .files import naming
+from .files import as_path, naming
 from .layer_info import LayerInfo
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def list_layers(path: str | os.PathLike[str]) -> list[LayerInfo]:
     ImportError
         The package that reads the file is not installed; the message says how to get it.
     """
-    path = Path(path)
+    path = as_path(path)
     with naming(path):
         return _reader(path).list_layers(path)
 
@@ -84,7 +84,7 @@ def load_weights(
     layer: Conv3DTranspose, path: str | os.PathLike[str], name: str | None = None
 ) -> None:
     """Set the weights of `layer` from a file, see `Conv3DTranspose.load_weights`."""
-    path = Path(path)
+    path = as_path(path)
     with naming(path):
         give_weights(layer, _reader(path).read_weights(path, name, layer), str(path))
 

@@ -1,13 +1,39 @@
-"""Files are written whole or not at all, and errors name them."""
+"""Files are regular, written whole or not at all, and errors name them."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def as_path(value: Any) -> Path:
+    """The path that `value` is. TypeError: it is none."""
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise TypeError(
+            f"path must be a str or an os.PathLike of one, got {type(value).__name__}"
+        ) from error
+
+
+def regular(value: Any) -> Path:
+    """The path of a file to read. ValueError for what is no regular file: a pipe may never end.
+
+    OSError: it is not there, or nobody may look at it.
+    """
+    path = as_path(value)
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise ValueError(f"path must name a file, got {str(path)!r}: {error}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"path must be a regular file, got {str(path)!r}")
+    return path
 
 
 @contextmanager

@@ -18,8 +18,6 @@ Layouts, for the rest see `hdf5_header`:
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import hdf5_header
+from .files import regular
 from .hdf5_header import Header, Source
 
 Array = np.ndarray[Any, Any]
@@ -50,9 +49,7 @@ _FLOATS = {
 
 def open_regular(path: Path) -> BinaryIO:
     """A file open to be read. ValueError for what is no regular file: a pipe may never open."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} must be a regular file")
-    return open(path, "rb")
+    return open(regular(path), "rb")
 
 
 @contextmanager

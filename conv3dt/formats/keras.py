@@ -14,7 +14,7 @@ from .. import activations, identifiers
 from ..layer import Conv3DTranspose
 from ..optional import require
 from . import give_weights, keras_model
-from .files import replacing
+from .files import as_path, replacing
 from .keras_model import Layer, Model
 from .layer_info import LayerInfo, choose, fitting
 
@@ -67,7 +67,7 @@ def from_keras(
     is at most a small multiple of the file. A compressed ``.keras`` may unpack, in a temporary
     file, to 4 GiB and 1000 times what is stored.
     """
-    path = Path(path)
+    path = as_path(path)
     with keras_model.opened(path) as model:
         if model.version is None:
             found, conv_arguments = _untold(path, model, layer, conv_arguments)

@@ -22,7 +22,7 @@ import numpy as np
 from .. import dtypes, registry
 from ..layer import Conv3DTranspose
 from ..sequential import Sequential
-from .files import replacing
+from .files import regular, replacing
 from .layer_info import LayerInfo, choose
 
 Array = np.ndarray[Any, Any]
@@ -78,6 +78,7 @@ def load(path: str | os.PathLike[str]) -> Conv3DTranspose | Sequential:
     ImportError
         bfloat16 weights without the package ml_dtypes.
     """
+    path = regular(path)
     try:
         arrays = _read(path)
         header = json.loads(arrays.pop("config").tobytes())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..optional import require
+from .files import regular
 
 Array = np.ndarray[Any, Any]
 
@@ -194,7 +195,7 @@ def read(source: Any) -> Graph:
     if isinstance(source, onnx.ModelProto):
         model, folder, what = source, None, "model must be sound"
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = regular(source)
         model, folder = None, path.parent
         what = f"path must be an ONNX model, got {str(path)!r}"
     else:

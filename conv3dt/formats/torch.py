@@ -19,7 +19,7 @@ import numpy as np
 from .. import arguments
 from ..layer import Conv3DTranspose
 from ..optional import require
-from .files import naming
+from .files import naming, regular
 from .layer_info import LayerInfo, choose, fitting
 
 Array = np.ndarray[Any, Any]
@@ -213,6 +213,7 @@ def _opened(source: Any) -> Iterator[tuple[Shapes, Callable[[str], Any]]]:
             f"what it says. With PyTorch, convert it by\n    {_conversion(path)}"
         )
     safetensors = require("safetensors", "torch")
+    regular(path)
     try:
         with naming(path), safetensors.safe_open(path, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}
@@ -235,7 +236,7 @@ def _shapes_of(state: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
 
 def _conversion(path: Path) -> str:
     """The command that makes a safetensors file of a pickled state dict."""
-    source, target = (json.dumps(str(p)) for p in (path, path.with_suffix(".safetensors")))
+    source, target = (json.dumps(str(p)) for p in (path, path.parent / f"{path.stem}.safetensors"))
     code = (
         f"import torch, safetensors.torch as s; d = torch.load({source}, map_location="
         '"cpu", weights_only=True); s.save_file({k: v.clone().contiguous() for k, v in '
