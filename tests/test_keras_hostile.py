@@ -381,6 +381,22 @@ def test_zip_bombs(files, name):
     refused(bomb, f"{name} declares {1 << 25} bytes")
 
 
+@pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5"])
+def test_members_that_declare_more_than_the_file(files, name):
+    """To read them, all of it would be allocated."""
+    path = files("3.15", "simple.keras")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(name.encode()) - 46  # its record in the directory at the end
+    data[at + 20 : at + 24] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        refused(path, f"{name} declares {2**31 - 1} bytes, which are not in the file")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_unusual_compression(files, compression):
     refused(rezipped(files("3.15", "simple.keras"), compression=compression), "unusual method")

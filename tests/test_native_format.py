@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import random
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -197,6 +198,22 @@ def test_compressed_files(path):
     written(path, members(path), compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="compressed"):
         conv3dt.load(path)
+
+
+def test_arrays_that_declare_more_than_the_file(path):
+    """To read them, all of it would be allocated."""
+    layer_of().save(path)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"kernel.npy") - 46  # its record in the directory at the end
+    data[at + 20 : at + 24] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"kernel.npy declares {2**31 - 1} bytes"):
+            conv3dt.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_arrays_that_share_their_bytes(path):

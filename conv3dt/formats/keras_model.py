@@ -142,6 +142,8 @@ def _member(archive: zipfile.ZipFile, name: str, largest: int) -> zipfile.ZipInf
         info = archive.getinfo(name)
     except KeyError:
         raise ValueError(f"it has no {name}") from None
+    if info.header_offset + info.compress_size > archive.start_dir:
+        raise ValueError(f"{name} declares {info.compress_size} bytes, which are not in the file")
     if info.compress_type == zipfile.ZIP_STORED:
         largest = max(largest, info.compress_size)
     elif info.compress_type != zipfile.ZIP_DEFLATED:

@@ -225,6 +225,10 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     # Stored as it is, an array cannot be larger than the file.
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.header_offset < 0:
         raise ValueError(f"{info.filename} is compressed, encrypted or misplaced")
+    if info.compress_size != info.file_size:  # as much would be allocated to read it
+        raise ValueError(
+            f"{info.filename} declares {info.compress_size} bytes for {info.file_size}"
+        )
     data = archive.read(info)
     head = _HEAD.match(data)
     if head is None:
