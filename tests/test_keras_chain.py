@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_keras_hostile import damaged
 
 import conv3dt
 from conv3dt import Sequential
@@ -51,6 +52,22 @@ def test_same_results_as_keras(version, model, suffix, tmp_path):
     assert y.shape == want.shape and y.dtype == want.dtype and chain.built
     tolerance = 2e-3 if want.dtype == np.float16 else 1e-5
     np.testing.assert_allclose(y, want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("model", STEPS)
+def test_wrong_bytes(version, model, suffix, tmp_path):
+    """A few bytes changed: a chain, or a ValueError that names the file."""
+    path = unpacked(version, model + suffix, tmp_path)
+    data, outcomes = path.read_bytes(), set()
+    for seed in range(40):
+        path.write_bytes(damaged(data, seed))
+        try:
+            outcomes.add(type(Sequential.from_keras(path)))
+        except ValueError as error:
+            assert str(path) in str(error)
+            outcomes.add(ValueError)
+    assert ValueError in outcomes
 
 
 def test_the_steps_keep_their_names(tmp_path):
