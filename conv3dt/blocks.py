@@ -215,7 +215,7 @@ def divide(chain: Chain, source: Any, budget: int) -> Division:
     division = Division(chain, source, parts)
     least = division.memory()
     if least > budget:
-        raise ValueError(f"max_memory must be at least {least} bytes for this layer, got {budget}")
+        raise ValueError(f"max_memory must be at least {least} bytes, got {budget}")
     return division
 
 

@@ -1,8 +1,8 @@
 """Transposed convolution of dask arrays: lazily, in chunks, with the bits of one piece.
 
-    source chunks → per axis: slices with their halo, as chunks → one task a chunk → result
+    source chunks → per axis: slices with their halo, as chunks → one section a chunk → result
 
-Output chunks begin where pieces may (see `pieces`), as near as possible to what the source's
+Output chunks begin where sections may (see `chained`), as near as possible to what the source's
 chunks are centred on. The layer is one task that all others share, so that each worker packs
 its weights once. Nothing but dask.array is needed here, and any scheduler will do.
 """
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import arguments, output_pool
+from .chained import Chain, Convolution, Section
 from .layer import Conv3DTranspose
 from .optional import require
-from .pieces import Operation, Piece, Range
-from .problem import Axis, cut, effective_kernel
+from .pieces import Range
+from .problem import effective_kernel
+from .sequential import Sequential
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -106,11 +108,13 @@ activation, algorithm
     return apply(layer, x, num_threads=num_threads)
 
 
-def apply(layer: Conv3DTranspose, x: Any, *, num_threads: int | None = 1) -> Any:
-    """A layer's result for a dask array, lazily; parameters and result as of `conv3d_transpose`.
+def apply(layer: Conv3DTranspose | Sequential, x: Any, *, num_threads: int | None = 1) -> Any:
+    """A layer's or a chain's result for a dask array, lazily.
 
-    The layer is taken as it is now: weights that are set later do not count. Its own number
-    of threads does not either. It is built if it is not.
+    Parameters and result are those of `conv3d_transpose`. The layer is taken as it is now:
+    weights that are set later do not count. Its own number of threads does not either. It is
+    built if it is not. In a chain, what the halos of two tasks have in common is computed for
+    both; one that mixes the voxels of the whole volume is a ValueError.
 
     Examples
     --------
@@ -122,24 +126,25 @@ def apply(layer: Conv3DTranspose, x: Any, *, num_threads: int | None = 1) -> Any
     (1, 128, 128, 128, 4)
     """
     _check(x)
-    whole = layer.operation(x.shape)
-    layer = copy.copy(layer)
-    layer.num_threads = num_threads
-    ranges = _ranges(whole, x.chunks)
+    chain = _chain(layer, x.shape, x.dtype)
+    layer = _taken(layer, num_threads)
+    channel = _channel(chain)
+    space = [*x.chunks[:channel], *x.chunks[channel + 1 :]]
+    ranges = [_outputs(chain, axis, chunks) for axis, chunks in enumerate(space)]
     sizes = [tuple(end - begin for begin, end in axis) for axis in ranges]
-    sizes.insert(4 if whole.plan.problem.channels_last else 1, (whole.plan.problem.filters,))
+    sizes.insert(channel, chain.y_shape[channel : channel + 1])
     return require("dask.array", "dask").map_blocks(
         _compute,
-        _with_halos(whole, x, ranges),
+        _with_halos(chain, x, ranges),
         layer=require("dask", "dask").delayed(layer, traverse=False),
         x_shape=x.shape,
         ranges=ranges,
         chunks=tuple(  # an axis of one chunk is as long as the result's, which glu may halve
             axis if len(axis) > 1 else (size,)
-            for axis, size in zip(sizes, whole.y_shape, strict=True)
+            for axis, size in zip(sizes, chain.y_shape, strict=True)
         ),
-        dtype=whole.result,
-        meta=np.empty((0,) * 5, whole.result),
+        dtype=chain.result,
+        meta=np.empty((0,) * 5, chain.result),
     )
 
 
@@ -153,59 +158,66 @@ def _check(x: Any) -> None:
         raise ValueError(f"x must have chunks of known sizes (compute_chunk_sizes), got {x.chunks}")
 
 
-def _ranges(whole: Operation, chunks: tuple[tuple[int, ...], ...]) -> list[list[Range]]:
-    """The outputs of each task: samples, depth, height, width."""
-    problem = whole.plan.problem
-    space = chunks[1:4] if problem.channels_last else chunks[2:5]
-    axes = zip(problem.axes, space, whole.grains[1:], strict=True)
-    return [_between(list(accumulate(chunks[0]))), *(_outputs(*axis) for axis in axes)]
+def _chain(
+    layer: Conv3DTranspose | Sequential, x_shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Chain:
+    dtype = dtype.newbyteorder("=")
+    return Chain(layer.links(x_shape, dtype), dtype)
 
 
-def _outputs(axis: Axis, chunks: tuple[int, ...], grain: int) -> list[Range]:
-    """The outputs of an axis in parts that read mostly one chunk each."""
-    # Input i is the middle of the outputs around i * stride + shift.
-    shift = (effective_kernel(axis.kernel, axis.dilation) - axis.stride) // 2 - axis.crop
-    edges = {
-        round((edge * axis.stride + shift) / grain) * grain for edge in accumulate(chunks[:-1])
-    }
-    return _between([*sorted(edge for edge in edges if 0 < edge < axis.out), axis.out])
+def _taken(layer: Any, num_threads: int | None) -> Any:
+    """A copy for which it does not matter what is set in the layer, or in layers of a chain."""
+    if isinstance(layer, Sequential):
+        return Sequential([_taken(step, num_threads) for step in layer.fold()])
+    layer = copy.copy(layer)
+    if hasattr(layer, "num_threads"):
+        layer.num_threads = num_threads
+    return layer
 
 
-def _between(edges: list[int]) -> list[Range]:
-    return list(pairwise([0, *edges]))
+def _channel(chain: Chain) -> int:
+    return 4 if chain.channels_last else 1
 
 
-def _with_halos(whole: Operation, x: Any, ranges: list[list[Range]]) -> Any:
+def _outputs(chain: Chain, axis: int, chunks: tuple[int, ...]) -> list[Range]:
+    """The outputs along an axis in parts that read mostly one chunk each."""
+    edges = list(accumulate(chunks[:-1]))
+    for link in chain.links:
+        if axis and isinstance(link, Convolution):
+            its = link.operation.plan.problem.axes[axis - 1]
+            # Input i is the middle of the outputs around i * stride + shift.
+            shift = (effective_kernel(its.kernel, its.dilation) - its.stride) // 2 - its.crop
+            edges = [edge * its.stride + shift for edge in edges]
+    size, grain = chain.sizes[axis], chain.grains[axis]
+    begins = {round(edge / grain) * grain for edge in edges}
+    return list(pairwise([0, *sorted(begin for begin in begins if 0 < begin < size), size]))
+
+
+def _with_halos(chain: Chain, x: Any, ranges: list[list[Range]]) -> Any:
     """``x`` with a chunk for each task, of all that it reads: neighbours have parts in common."""
     array = require("dask.array", "dask")
-    problem = whole.plan.problem
-    channel, first = (4, 1) if problem.channels_last else (1, 2)
+    channel = _channel(chain)
     x = x.rechunk({channel: -1}, method="tasks")
-    for axis in range(3):
-        parts = []
-        for ends in ranges[1 + axis]:
-            part, begin = cut(problem.axes[axis], *ends, whole.plan.cuts()[1][axis])
-            index = [slice(None)] * 5
-            index[first + axis] = slice(begin, begin + part.size)
-            parts.append(x[tuple(index)])
-        sizes = tuple(part.shape[first + axis] for part in parts)
-        x = array.concatenate(parts, first + axis).rechunk({first + axis: sizes}, method="tasks")
+    for axis, parts in enumerate(ranges):
+        at = axis + (axis >= channel)
+        slices = [slice(*chain.walk(axis, ends)[0].inputs) for ends in parts]
+        pieces = [x[(slice(None),) * at + (piece,)] for piece in slices]
+        sizes = tuple(piece.shape[at] for piece in pieces)
+        x = array.concatenate(pieces, at).rechunk({at: sizes}, method="tasks")
     return x
 
 
 def _compute(
     x: np.ndarray,
-    layer: Conv3DTranspose,
+    layer: Conv3DTranspose | Sequential,
     x_shape: tuple[int, ...],
     ranges: list[list[Range]],
     block_id: tuple[int, ...],
 ) -> np.ndarray:
     """One task."""
-    operation = layer.operation(x_shape)
-    batch, *space = block_id
-    del space[3 if operation.plan.problem.channels_last else 0]
-    mine = [axis[block] for axis, block in zip(ranges, (batch, *space), strict=True)]
-    piece = Piece(operation, mine)
-    return piece.apply(
-        arguments.as_array("x", x), output_pool.empty(piece.y_shape, operation.compute)
-    )
+    chain = _chain(layer, x_shape, x.dtype)
+    blocks = list(block_id)
+    del blocks[_channel(chain)]
+    mine = [axis[block] for axis, block in zip(ranges, blocks, strict=True)]
+    program = Section(chain, mine).program
+    return program.run(arguments.as_array("x", x), output_pool.empty(program.shape, program.dtype))

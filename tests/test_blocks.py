@@ -342,7 +342,7 @@ def _read_only() -> np.ndarray:
         ({"max_memory": "much"}, ValueError, "max_memory must be .*'much'"),
         ({"max_memory": 1.5}, ValueError, "max_memory must be .*1.5"),
         ({"max_memory": None}, ValueError, "max_memory must be .*None"),
-        ({"max_memory": 1000}, ValueError, r"at least \d+ bytes for this layer, got 1000"),
+        ({"max_memory": 1000}, ValueError, r"at least \d+ bytes, got 1000"),
         ({"progress": "bar"}, TypeError, "progress must be callable or None, got 'bar'"),
     ],
 )

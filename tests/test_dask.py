@@ -164,6 +164,52 @@ def test_layers_dtypes() -> None:
     np.testing.assert_array_equal(y.compute(), layer(x))
 
 
+def chain(channels_last: bool, *more: Any) -> conv3dt.Sequential:
+    """Of 4 channels: halos of several kinds, a folded normalization, one that is not."""
+    axis = -1 if channels_last else 1
+    options: dict[str, Any] = {
+        "data_format": "channels_last" if channels_last else "channels_first"
+    }
+    layers = [
+        "elu",
+        conv3dt.Conv3DTranspose(5, 4, strides=2, padding="same", **options),
+        conv3dt.BatchNormalization(axis),
+        "relu",
+        conv3dt.BatchNormalization(axis),
+        conv3dt.Conv3DTranspose(4, 3, strides=(1, 2, 3), padding=1, **options),
+        *more,
+    ]
+    shape = (None,) * 3 + (4,) if channels_last else (4,) + (None,) * 3
+    made = conv3dt.Sequential(layers, input_shape=shape)
+    rng = np.random.default_rng(0)
+    made.set_weights([rng.uniform(0.5, 1, w.shape) for w in made.weights])
+    return made
+
+
+@pytest.mark.parametrize("more", [(), ("tanh",), ("softmax",), ("glu",)], ids=str)
+def test_a_chain(more: tuple[str, ...], channels_last: bool) -> None:
+    layers, x = chain(channels_last, *more), case("k2 s2", channels_last)["x"]
+    y = apply(layers, da.from_array(x, 3))
+    want = layers(x)
+    assert (y.shape, y.dtype, y.npartitions > 4) == (want.shape, want.dtype, True)
+    for layer in layers:
+        layer.set_weights([np.zeros(w.shape) for w in layer.weights])
+    blocks = dask.compute(*y.to_delayed().ravel())
+    assert [block.shape for block in blocks] == list(product(*y.chunks))
+    np.testing.assert_array_equal(y.compute(), want)
+
+
+def test_chunks_of_a_chain() -> None:
+    """Chunks of the result lie over those of the source, whatever is cropped on the way."""
+    y = apply(chain(True), da.from_array(case("k2 s2")["x"], (1, 4, 5, 11, 2)))
+    assert y.chunks == ((1, 1), (8, 8), (19,), (64,), (4,))
+
+
+def test_samples_that_mix_are_one_chunk() -> None:
+    call = {**case("k2 s2"), "activation": {"class_name": "Softmax", "config": {"axis": 0}}}
+    assert check(call, (1, 4, 5, 11, 4)).chunks[:2] == ((2,), (8, 8))
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 4, 4, 4), (1, 0, 4, 4, 4)])
 def test_empty(shape: tuple[int, ...]) -> None:
     call = case("k3 s2 same")
@@ -201,6 +247,9 @@ def test_refusals() -> None:
         conv3d_transpose(x, call["kernel"], num_threads=0)
     with pytest.raises(ValueError, match="known sizes"):
         conv3d_transpose(x[x[:, 0, 0, 0, 0] > 0], call["kernel"])
+    flat = conv3dt.Sequential([conv3dt.Conv3DTranspose(2, 2), conv3dt.Flatten(name="flat")])
+    with pytest.raises(ValueError, match="flat .*must go through it whole"):
+        apply(flat, x)
 
 
 # ---- a cluster --------------------------------------------------------------------
