@@ -329,12 +329,13 @@ def test_a_chain(tile: tuple[str, ...], data_format: str, tmp_path: Path) -> Non
     assert left(tmp_path) == ["model.npz", "x.npy", "y.npy"]
 
 
-def test_a_layer_of_a_chain(tmp_path: Path) -> None:
+def test_a_layer_of_a_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     its = chain()
     its.save(tmp_path / "model.npz")
     np.save(tmp_path / "x.npy", numbers(*SPACE, 2))
     words = (tmp_path / "model.npz", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
     run(*words, "--layer", "up1")
+    assert "model.npz, layer 'up1' alone\n" in capsys.readouterr().out
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), its[0](numbers(1, *SPACE, 2))[0])
 
 
@@ -427,9 +428,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         ("run model.npz x.npy -o y.npy --threads 0", "argument --threads: invalid"),
         ("run model.npz x.npy", "the following arguments are required: -o/--output"),
         ("layers x.txt", "path must end in one of"),
-        ("bench --input 4 4 4", "either --model must be given or --filters"),
+        ("bench --input 4 4 4", "--model must be given, or --filters and --kernel-size"),
         ("bench --input 4 4 4 --filters 2 --kernel-size 3 3 --in-channels 1", "1 or 3 integers"),
-        ("bench --input 4 4 --filters 2", "expected 3 arguments"),
+        ("bench --input 4 4 --filters 2", "--input takes 1 or 3 integers, got 2"),
+        ("bench --model model.npz --input 0", "--input must be"),
+        ("layers model.pt", "With PyTorch, convert it by python -c .*model.pt"),
         ("nothing", "invalid choice: 'nothing'"),
         ("info more", "unrecognized arguments: more"),
     ],
@@ -471,9 +474,9 @@ def test_bench_of_conv3dt_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bench_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "--model", saved(tmp_path, layer(4)), "--input", "4", "5", "6", "--no-peers"]
+    words = ["bench", "--model", saved(tmp_path, layer(4)), "--input", "4", "--no-peers"]
     assert __main__.main([*words, "--seconds", "0.01", "--batch", "2"]) == 0
-    assert "(2, 4, 5, 6, 4) -> (2, 8, 10, 12, 3) float32" in capsys.readouterr().out
+    assert "(2, 4, 4, 4, 4) -> (2, 8, 8, 8, 3) float32" in capsys.readouterr().out
 
 
 def test_peers_that_are_missing_are_named(

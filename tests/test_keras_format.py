@@ -153,7 +153,7 @@ def test_what_weights_alone_do_not_tell(unpacked):
     path = unpacked / "3.15" / "float16.weights.h5"
     with pytest.raises(ValueError, match="holds weights alone.*strides, padding, activation"):
         conv3dt.from_keras(path)
-    with pytest.raises(ValueError, match="given padding, activation"):
+    with pytest.raises(ValueError, match="padding, activation must be given"):
         conv3dt.from_keras(path, strides=2, filters=3)
     with pytest.raises(ValueError, match="unexpected keyword argument 'stride'"):
         conv3dt.from_keras(path, stride=2, filters=3, kernel_size=2)

@@ -231,6 +231,8 @@ def test_arrays_that_share_their_bytes(path):
 def test_other_files(path):
     with pytest.raises(FileNotFoundError):
         conv3dt.load(path)
+    with pytest.raises(FileNotFoundError, match="the folder of .*layer.npz does not exist"):
+        Conv3DTranspose(1, 1, input_shape=(1, 1, 1, 1)).save(path.parent / "no" / "layer.npz")
     for content in (b"", b"PK\x05\x06", b"not a zip"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="layer.npz"):

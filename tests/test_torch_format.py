@@ -290,6 +290,8 @@ def test_a_module_inside():
         from_torch(Flat())
     with pytest.raises(ValueError, match="under the prefix 'encoder', got Module"):
         from_torch(Module(encoder=Module(down=None)), "encoder")
+    with pytest.raises(ValueError, match="under the prefix 'down', got no module"):
+        from_torch(Module(encoder=Module(down=None)), "down")
 
 
 def test_bfloat16_tensors():

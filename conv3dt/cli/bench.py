@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import engine
+from .. import arguments, engine
 from ..layer import Conv3DTranspose
 from . import model, parser, peers
 
@@ -31,8 +31,9 @@ def add_arguments(its: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     layer.add_argument("--in-channels", type=int, metavar="N")
     its.add_argument(
-        "--input", type=int, nargs=3, required=True, metavar=("D", "H", "W"), help="voxels"
-    )
+        "--input", type=int, nargs="+", action=parser.OneOrThree, required=True, metavar="N",
+        help="voxels: 1 or 3 integers",
+    )  # fmt: skip
     its.add_argument("--batch", type=int, default=1, metavar="N")
     its.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     its.add_argument("--threads", type=parser.threads, metavar="N")
@@ -47,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
     """Time the contestants in turn, and print medians and minima."""
     layer = _layer(options)
     channels = layer.kernel.shape[4] if layer.built else options.in_channels
-    shape = (options.batch, *options.input, channels)
+    space = arguments.triple("--input", options.input)
+    shape = (options.batch, *space, channels)
     if layer.data_format == "channels_first":
-        shape = (options.batch, channels, *options.input)
+        shape = (options.batch, channels, *space)
     x = np.random.default_rng(0).standard_normal(shape).astype(options.dtype)
     threads = options.threads or engine.get_num_threads()
     layer.num_threads = threads
@@ -75,7 +77,7 @@ def _layer(options: argparse.Namespace) -> Conv3DTranspose:
     sizes = ("filters", "kernel_size", "in_channels")
     missing = [f"--{name.replace('_', '-')}" for name in sizes if getattr(options, name) is None]
     if missing:
-        raise ValueError(f"either --model must be given or {', '.join(missing)}")
+        raise ValueError(f"--model must be given, or {' and '.join(missing)}")
     return Conv3DTranspose(
         options.filters, options.kernel_size, dtype=options.dtype, **parser.geometry(options)
     )

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     memory = arguments.memory_size("--max-memory", options.max_memory or TILE)
     plan.VERBOSE = options.verbose or plan.VERBOSE
     layers = _model(options)
+    print(f"model   {options.model}, {_named(layers)}")
     layout = LAYOUTS[_first(layers).data_format]
     volume = volumes.opened(options.input, options.array)
     stored = axes.stored_axes(
@@ -92,6 +93,12 @@ def _model(options: argparse.Namespace) -> Conv3DTranspose | Sequential:
             layers = _cast(layers, options.dtype)
     layers.num_threads = options.threads
     return layers
+
+
+def _named(layers: Conv3DTranspose | Sequential) -> str:
+    if isinstance(layers, Sequential):
+        return f"{len(layers)} layers"
+    return f"layer {layers.name!r} alone"
 
 
 def _cast(layer: Any, dtype: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.files import replacing
+from ..formats.files import beside, replacing
 from ..optional import require
 from . import nifti
 
@@ -93,8 +92,6 @@ def created(
     ``image`` is whose header a NIfTI file takes, ``affine`` what replaces its geometry.
     """
     form = kind(path)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
     if form == "zarr":
         zarr = require("zarr", "zarr")
         with replacing_folder(path) as folder:
@@ -124,9 +121,8 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     """
     if final.exists() and not any((final / mark).exists() for mark in _ZARR):
         raise FileExistsError(f"{final} exists and is no zarr: it is not replaced")
-    mark = secrets.token_hex(4)
-    temporary = final.with_name(f".{final.name}.{mark}.tmp")
-    former = final.with_name(f".{final.name}.{mark}.old")
+    temporary = beside(final)
+    former = temporary.with_suffix(".old")
     try:
         yield temporary
         if final.exists():

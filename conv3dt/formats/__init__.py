@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerInfo", "list_layers", "load_weights"]
 
+# The ends of files' names that are PyTorch's pickles: `torch` says how to convert them.
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
 # The end of a file's name: the module that reads it. The longest that fits counts.
 READERS = {
     ".h5": "keras",
@@ -48,6 +51,8 @@ def kind(path: Path) -> str:
     for suffix in sorted(READERS, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
             return READERS[suffix]
+    if path.suffix.lower() in PICKLES:
+        return "torch"
     raise ValueError(f"path must end in one of {', '.join(READERS)}, got {str(path)!r}")
 
 

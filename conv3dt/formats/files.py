@@ -43,12 +43,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whoever reads ``path`` meanwhile has the old file, or none; after an error nothing is left.
     """
     final = Path(path)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+    temporary = beside(final)
     try:
         yield temporary
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def beside(final: Path) -> Path:
+    """A new name in the same folder. FileNotFoundError: there is no such folder."""
+    if not final.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {final} does not exist")
+    return final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextmanager

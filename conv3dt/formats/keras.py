@@ -177,8 +177,8 @@ def _untold(path: Path, model: Model, name: str | None, given: Config) -> tuple[
     missing = [argument for argument in _UNTOLD if argument not in given]
     if missing and not whole:
         raise ValueError(
-            f"{path} holds weights alone: from_keras must be given {', '.join(missing)} "
-            f"and whatever else is not the default of Conv3DTranspose, got {sorted(given)}"
+            f"{path} holds weights alone: {', '.join(missing)} must be given, and whatever else "
+            f"is not the default of Conv3DTranspose; got {', '.join(sorted(given)) or 'nothing'}"
         )
     if whole:
         like = Conv3DTranspose.from_config({**given, "input_shape": None})

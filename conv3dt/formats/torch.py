@@ -181,7 +181,8 @@ def _from_module(module: Any, prefix: str, given: Mapping[str, Any]) -> tuple[st
     ours = [path for path, part in transposed.items() if len(_tuple(part.kernel_size)) == 3]
     if not ours:
         kinds = sorted({type(part).__name__ for part in (transposed or parts).values()})
-        raise ValueError(f"module must have a ConvTranspose3d{_at(prefix)}, got {', '.join(kinds)}")
+        got = ", ".join(kinds) or "no module"
+        raise ValueError(f"module must have a ConvTranspose3d{_at(prefix)}, got {got}")
     where = _one(ours, prefix)
     found = transposed[where]
     geometry = {key: getattr(found, key) for key in _GEOMETRY}
