@@ -419,6 +419,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         ("run model.npz text.npy -o y.npy", "must have the axes"),
         ("run model.npz two.npz -o y.npy", "--array must name one of the arrays of"),
         ("run model.npz x.npy -o no/y.npy", "the folder of"),
+        ("run model.npz x.npy -o y.npy --dtype bfloat16", "y.npy cannot hold .* bfloat16"),
         ("run model.npz x.npy -o y.npy --max-memory 10", "max_memory must be at least"),
         ("run model.npz x.npy -o y.npy --max-memory much", "--max-memory must be"),
         ("run whole.npz x.npy -o y.npy", r"rows \(Reshape\): a volume must go through it whole"),

@@ -92,6 +92,8 @@ def created(
     ``image`` is whose header a NIfTI file takes, ``affine`` what replaces its geometry.
     """
     form = kind(path)
+    if dtype.kind == "V":  # bfloat16, of which NumPy's files keep the bytes and not the name
+        raise TypeError(f"{path} cannot hold numbers of dtype {dtype}: give another --dtype")
     if form == "zarr":
         zarr = require("zarr", "zarr")
         with replacing_folder(path) as folder:
