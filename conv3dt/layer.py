@@ -78,8 +78,10 @@ class Conv3DTranspose:
         Any activation of Keras; None is linear. softmax and glu work on the last axis,
         whatever the data format, as in Keras.
     use_bias : bool
-    kernel_initializer, bias_initializer : str, callable, array, config dict or None
-        None is Keras' default for both, "glorot_uniform".
+    kernel_initializer : str, callable, array, config dict or None
+        None means "glorot_uniform", as in Keras.
+    bias_initializer : str, callable, array, config dict or None
+        None means "glorot_uniform", as in Keras, and not the default.
     kernel_regularizer, bias_regularizer, activity_regularizer : str, callable, dict or None
         See `losses`.
     kernel_constraint, bias_constraint : str, callable, config dict or None

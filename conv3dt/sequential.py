@@ -436,7 +436,7 @@ class Sequential:
             A damaged file, weights alone, or a model that is no chain of these; the message
             names the layer. OSError: the file cannot be read.
         ImportError
-            The package h5py is missing: ``pip install 'conv3dt[keras]'``.
+            A layer of dtype bfloat16 without the package ml_dtypes.
         """
         from .formats import files, keras_chain
 

@@ -12,8 +12,6 @@ from test_keras_hostile import damaged
 import conv3dt
 from conv3dt import Sequential
 
-pytest.importorskip("h5py", reason="needs the package h5py (the test extra has it)")
-
 DATA = Path(__file__).parent / "data" / "formats" / "keras_chain"
 VERSIONS = ("3.15", "2.21", "2.13")
 STEPS = {
@@ -206,6 +204,7 @@ def test_configs_of_keras_make_chains(tmp_path):
 # ---- Keras itself -----------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
 def test_what_keras_writes_now(tmp_path):
     keras = pytest.importorskip("keras", reason="needs Keras 3 (the keras extra)")
     layers = keras.layers
