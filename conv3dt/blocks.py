@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import arguments, output_pool
-from .chained import Chain, Link, Section
+from .chained import Chain, Link, Section, chain_of
 from .pieces import Range
 from .plan import unit_stride
 
@@ -118,12 +118,11 @@ def apply_blocks(
 
 
 def _chain(layer: Layer, source: Any) -> Chain:
-    dtype = source.dtype.newbyteorder("=")
+    runs = not isinstance(source, np.ndarray) or unit_stride(source)
     try:
-        links = layer.links(source.shape, dtype)
+        return chain_of(layer, source.shape, source.dtype, runs)
     except ValueError as error:
         raise ValueError(f"source: {error}") from error
-    return Chain(links, dtype, not isinstance(source, np.ndarray) or unit_stride(source))
 
 
 def _check_array(name: str, array: Any, access: str) -> None:

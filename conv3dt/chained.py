@@ -230,6 +230,16 @@ class Chain:
         return link.stage([span.outputs for span in spans], given)
 
 
+def chain_of(layer: Any, x_shape: Sequence[int], x_dtype: DType, runs: bool = True) -> Chain:
+    """What a Conv3DTranspose or a Sequential does with inputs of a shape and dtype."""
+    if not hasattr(layer, "links"):
+        raise TypeError(
+            f"layer must be a Conv3DTranspose or a Sequential, got {type(layer).__name__}"
+        )
+    dtype = x_dtype.newbyteorder("=")
+    return Chain(layer.links(x_shape, dtype), dtype, runs)
+
+
 class Section:
     """A part of a chain's result: ``ranges`` of samples, depth, height and width.
 

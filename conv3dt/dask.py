@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import arguments, output_pool
-from .chained import Chain, Convolution, Section
+from .chained import Chain, Convolution, Section, chain_of
 from .layer import Conv3DTranspose
 from .optional import require
 from .pieces import Range
@@ -126,7 +126,7 @@ def apply(layer: Conv3DTranspose | Sequential, x: Any, *, num_threads: int | Non
     (1, 128, 128, 128, 4)
     """
     _check(x)
-    chain = _chain(layer, x.shape, x.dtype)
+    chain = chain_of(layer, x.shape, x.dtype)
     layer = _taken(layer, num_threads)
     channel = _channel(chain)
     space = [*x.chunks[:channel], *x.chunks[channel + 1 :]]
@@ -156,13 +156,6 @@ def _check(x: Any) -> None:
         raise TypeError(f"x must be {', '.join(arguments.FLOATS)}, got {x.dtype}")
     if any(size != size for size in x.shape):  # NaN
         raise ValueError(f"x must have chunks of known sizes (compute_chunk_sizes), got {x.chunks}")
-
-
-def _chain(
-    layer: Conv3DTranspose | Sequential, x_shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Chain:
-    dtype = dtype.newbyteorder("=")
-    return Chain(layer.links(x_shape, dtype), dtype)
 
 
 def _taken(layer: Any, num_threads: int | None) -> Any:
@@ -215,7 +208,7 @@ def _compute(
     block_id: tuple[int, ...],
 ) -> np.ndarray:
     """One task."""
-    chain = _chain(layer, x_shape, x.dtype)
+    chain = chain_of(layer, x_shape, x.dtype)
     blocks = list(block_id)
     del blocks[_channel(chain)]
     mine = [axis[block] for axis, block in zip(ranges, blocks, strict=True)]

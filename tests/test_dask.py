@@ -250,6 +250,8 @@ def test_refusals() -> None:
     flat = conv3dt.Sequential([conv3dt.Conv3DTranspose(2, 2), conv3dt.Flatten(name="flat")])
     with pytest.raises(ValueError, match="flat .*must go through it whole"):
         apply(flat, x)
+    with pytest.raises(TypeError, match="layer must be .* or a Sequential, got function"):
+        apply(case, x)
 
 
 # ---- a cluster --------------------------------------------------------------------
