@@ -118,7 +118,8 @@ def apply_blocks(
 
 
 def _chain(layer: Layer, source: Any) -> Chain:
-    runs = not isinstance(source, np.ndarray) or unit_stride(source)
+    # Of another rank it is for the links to refuse.
+    runs = not isinstance(source, np.ndarray) or source.ndim != 5 or unit_stride(source)
     try:
         return chain_of(layer, source.shape, source.dtype, runs)
     except ValueError as error:
