@@ -97,8 +97,6 @@ def apply_blocks(
     budget = arguments.memory_size("max_memory", max_memory)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable or None, got {progress!r}")
-    if not callable(getattr(layer, "links", None)):
-        raise TypeError(f"layer must be a Conv3DTranspose or a Sequential, got {layer!r}")
     _check_array("source", source, "__getitem__")
     _check_array("target", target, "__setitem__")
     chain = _chain(layer, source)

@@ -18,7 +18,6 @@ import numpy as np
 
 from . import engine, output_pool
 from .pieces import Index, Operation, Piece, Range, index
-from .problem import cut
 from .program import Program, Stage
 
 Array = np.ndarray[Any, Any]
@@ -106,8 +105,7 @@ class Convolution:
     def cut(self, axis: int, outputs: Range) -> tuple[Hashable, Range]:
         if axis == 0:
             return outputs[1] - outputs[0], outputs
-        plan = self.operation.plan
-        part, first = cut(plan.problem.axes[axis - 1], *outputs, plan.cuts()[1][axis - 1])
+        part, first = self.operation.part(axis - 1, outputs)
         return part, (first, first + part.size)
 
     def stage(self, outputs: Sequence[Range], given: Given) -> Stage:
@@ -232,7 +230,7 @@ class Chain:
 
 def chain_of(layer: Any, x_shape: Sequence[int], x_dtype: DType, runs: bool = True) -> Chain:
     """What a Conv3DTranspose or a Sequential does with inputs of a shape and dtype."""
-    if not hasattr(layer, "links"):
+    if not callable(getattr(layer, "links", None)):
         raise TypeError(
             f"layer must be a Conv3DTranspose or a Sequential, got {type(layer).__name__}"
         )

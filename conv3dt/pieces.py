@@ -62,6 +62,10 @@ class Operation:
             for axis, size, grain in zip(axes, self.sizes, (1, *self.plan.cuts()[0]), strict=True)
         )
 
+    def part(self, axis: int, ends: Range) -> tuple[Axis, int]:
+        """The axis of space with these outputs alone, and the first input that it has."""
+        return cut(self.plan.problem.axes[axis], *ends, self.plan.cuts()[1][axis])
+
     def cast(self, x: np.ndarray) -> np.ndarray:
         """Inputs as the kernels read them, by way of the dtype that the layer takes."""
         if x.dtype not in self.accepts:
@@ -74,37 +78,18 @@ class Piece:
 
     Attributes
     ----------
-    inputs, outputs
-        Slices of the whole input and result, five each.
     x_shape, y_shape
         Of the inputs, and of the result before an activation that changes it.
     """
 
     def __init__(self, operation: Operation, ranges: Sequence[Range]) -> None:
-        whole = operation.plan.problem
         batch, *space = ranges
-        axes: list[Axis] = []
-        read = [slice(*batch)]
-        for axis, ends, blocks in zip(whole.axes, space, operation.plan.cuts()[1], strict=True):
-            part, first = cut(axis, *ends, blocks)
-            axes.append(part)
-            read.append(slice(first, first + part.size))
+        depth, height, width = (operation.part(axis, ends)[0] for axis, ends in enumerate(space))
+        size = batch[1] - batch[0]
         self.operation = operation
-        self.sizes = [end - begin for begin, end in ranges]
-        self.problem = replace(whole, axes=(axes[0], axes[1], axes[2]))
-        self.x_shape = self.problem.x_shape(self.sizes[0])
-        self.y_shape = self.problem.y_shape(self.sizes[0])
-        self.inputs = index(whole.channels_last, read)
-        before = whole.y_shape(operation.x_shape[0])
-        self.outputs = tuple(
-            part if size == same else slice(None)  # glu halves an axis, which is never cut
-            for part, size, same in zip(
-                index(whole.channels_last, [slice(*ends) for ends in ranges]),
-                operation.y_shape,
-                before,
-                strict=True,
-            )
-        )
+        self.problem = replace(operation.plan.problem, axes=(depth, height, width))
+        self.x_shape = self.problem.x_shape(size)
+        self.y_shape = self.problem.y_shape(size)
 
     @property
     def plan(self) -> Plan:

@@ -60,7 +60,7 @@ cdef inline void put_run(real *y, const real *row, Py_ssize_t n, bint stream) no
 cdef inline void announce_run(real *y, Py_ssize_t n) noexcept nogil:
     # y[0:n] will be stored soon: fetches its lines, of which an ordinary store needs the rest.
     cdef Py_ssize_t i
-    for i from 0 <= i < n by 64 // REAL_BYTES:
+    for i from 0 <= i < n by LINE // REAL_BYTES:
         vprefetch(y + i)
 
 

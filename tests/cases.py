@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -12,6 +15,17 @@ from conv3dt.problem import Axis, Problem
 
 COMPILED = tuple(isa for isa in engine.built() if isa in engine.can())
 ISAS = (*COMPILED, "numpy")
+
+
+@contextmanager
+def switching(seconds: float) -> Iterator[None]:
+    """Python's threads take turns that often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def axis(

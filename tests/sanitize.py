@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "--durations=5"]
         runs = [
             subprocess.Popen(
-                [*command, *(arguments or TESTS), "-k", f"{chosen} and not guard_guards"],
+                [*command, "-k", f"{chosen} and not guard_guards", *(arguments or TESTS)],
                 cwd=checkout,
                 env=os.environ | environment,
             )

@@ -14,8 +14,7 @@ import pytest
 
 import conv3dt
 from conv3dt import activations, arguments, blocks, engine, initializers
-from conv3dt.chained import Chain
-from conv3dt.pieces import Piece
+from conv3dt.chained import Chain, Section, chain_of
 
 LAYERS: dict[str, dict[str, Any]] = {
     "k2 s2": {"kernel_size": 2, "strides": 2},
@@ -395,6 +394,7 @@ def test_the_activation_of_a_piece_is_the_layers() -> None:
 
 def test_pieces_are_written_where_they_belong() -> None:
     layer = make("k3 s2 same")
-    piece = Piece(layer.operation(X), [(1, 2), (4, 10), (0, 10), (0, 12)])
+    chain = chain_of(layer, X, np.dtype("float32"))
+    piece = Section(chain, [(1, 2), (4, 10), (0, 10), (0, 12)])
     assert piece.inputs == (slice(1, 2), slice(1, 5), slice(0, 5), slice(0, 6), slice(None))
     assert piece.outputs[:2] == (slice(1, 2), slice(4, 10))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import switching
 
 import conv3dt
 from conv3dt import engine, memory, output_pool
@@ -238,13 +239,8 @@ def test_no_two_live_arrays_share_memory_whatever_the_threads() -> None:
             if rng.random() < 0.05:
                 gc.collect()
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(6) as threads:
-            list(threads.map(work, range(6)))
-    finally:
-        sys.setswitchinterval(interval)
+    with switching(1e-5), ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(6)))
     assert not failures
     assert held() <= 40 * MIB
 
@@ -262,13 +258,8 @@ def test_no_block_is_taken_twice() -> None:
             if y[0] != tag:
                 failures.append(tag)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(6) as threads:
-            list(threads.map(work, range(6)))
-    finally:
-        sys.setswitchinterval(interval)
+    with switching(1e-6), ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(6)))
     assert not failures
 
 

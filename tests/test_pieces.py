@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from layers import LAYERS, Layer
 
 from conv3dt import activations, engine, plan
+from conv3dt.chained import Chain, Convolution, Section
 from conv3dt.pieces import Operation, Piece
 from conv3dt.problem import Axis, Problem, cut, phases
 
@@ -42,12 +43,13 @@ def operations(
 def in_pieces(operation: Operation, x: np.ndarray, edges: Cuts) -> np.ndarray:
     """The result, put together from pieces that begin and end at `edges`, the ends excluded."""
     result = np.full(operation.y_shape, np.nan, x.dtype)
+    chain = Chain([Convolution(operation)], x.dtype)
     ends = [[0, *edge, size] for edge, size in zip(edges, operation.sizes, strict=True)]
     for ranges in product(*map(pairwise, ends)):
-        piece = Piece(operation, ranges)
-        part = x[piece.inputs]
+        piece, section = Piece(operation, ranges), Section(chain, ranges)
+        part = x[section.inputs]
         assert part.shape == piece.x_shape
-        result[piece.outputs] = piece.apply(part, np.full(piece.y_shape, np.nan, x.dtype))
+        result[section.outputs] = piece.apply(part, np.full(piece.y_shape, np.nan, x.dtype))
     return result
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import axis, normal
+from cases import axis, normal, switching
 
 from conv3dt import Conv3DTranspose, engine, plan
 from conv3dt.functional import conv3d_transpose
@@ -119,13 +119,8 @@ def test_eight_python_threads_call_one_layer(isa: str, always_parallel: None) ->
         for i in range(first, first + 24):
             np.testing.assert_array_equal(layer(inputs[i % 4]), want[i % 4])
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(work, range(8)))
-    finally:
-        sys.setswitchinterval(interval)
+    with switching(1e-6), ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
 
 
 # ---- limits of a default call -----------------------------------------------------
