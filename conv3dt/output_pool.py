@@ -11,9 +11,11 @@ the block. A finalizer may run anywhere, in any thread, between any two lines of
 too, so there is no lock for it to wait at: whoever has removed a block from the list, which
 is one atomic step, is its only owner.
 
-Blocks are whole huge pages, where the system has them, which makes large idle blocks cheap to
-offer to the kernel with MADV_FREE: it takes the memory when it gets short, for any process or
-cgroup, and otherwise leaves it as it is. That took 0.08 ms for 256 MiB; with small pages 3 ms.
+Idle blocks beyond a small share of memory are offered to the kernel with MADV_FREE: it takes
+them when memory gets short, for any process or cgroup, and otherwise leaves them as they are.
+Blocks are whole huge pages, where the system has them, which makes this cheap: 0.08 ms for
+256 MiB, 3 ms with small pages. Not free, though: the next call pays for it, 5 to 10% of a large
+layer's time (1.3 of 20 ms for 268 MB), which is why the share is left alone.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ MOST_IDLE = 16  # blocks
 _PRIVATE: dict[str, int] = (
     {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 )
-# Smaller blocks are not offered to the kernel: with MADV_FREE a repeated call that takes 2.8 ms
-# and returns 12.6 MB took 3.3; one of 11 ms and 170 MB took 5% longer.
-ADVISED = 64 << 20
+# Idle bytes that are not offered to the kernel: a part of the limit, by default 1/32 of the
+# memory, and never less than a few small blocks.
+OURS = 1 / 8
+LEAST_OURS = 64 << 20
 _WHEN_MADE = getattr(mmap, "MADV_HUGEPAGE", None)
 _WHEN_IDLE = getattr(mmap, "MADV_FREE", None)
 _NO_MEMORY = (MemoryError, OSError, OverflowError, ValueError)  # of NumPy, mmap; beyond 2**63
@@ -118,7 +121,7 @@ class Pool:
         """Keep a block that nobody uses any more, at the expense of the oldest."""
         if block.size > self.limit:  # always so at exit, when nothing below works any more
             return
-        if block.size >= ADVISED:
+        if self.held() + block.size > max(self.limit * OURS, LEAST_OURS):
             block.advise(_WHEN_IDLE)
         self.idle.append(block)
         self.trim()
@@ -150,9 +153,9 @@ def set_output_pool(limit: int | None) -> None:
     """Set how much memory of dead results is kept for later results.
 
     Results of 4 MiB or more are made from it. Memory that is used again is not faulted in
-    again, which for a large result takes longer than to compute it. What is kept of results
-    of 64 MiB or more stays available to the system: it takes it when memory gets short (on
-    Linux, see MADV_FREE). All of it is released when a result cannot be allocated otherwise.
+    again, which for a large result takes longer than to compute it. What is kept beyond an
+    eighth of the limit, or 64 MiB, stays available to the system, which takes it when memory gets
+    short (on Linux, see MADV_FREE). All of it is released when a result cannot be allocated otherwise.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from depthwise cimport depthwise_task, depthwise_tile_rows, depthwise_units
 from epilogue cimport Activation, activate
 from geometry cimport Axis, Source, box_count, ceil_div, even_part
 from lanes cimport Lanes as LanesPlan, LanesRoom, image_reals, lanes_rows
-from lanes cimport lanes_scratch, lanes_shape, lanes_task
+from lanes cimport lanes_positions, lanes_scratch, lanes_shape, lanes_task
 from simd cimport real, vallow, vfence, MOST_FILTERS
 from softmax cimport softmax_rows
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
@@ -53,6 +53,7 @@ cdef Py_ssize_t ROWS_REALS = 2 << 10  # in the first-level cache, for a second p
 cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
+cdef Py_ssize_t LOAD = 10  # multiplications in the time that loads an input
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t FINE_SHARE = 8  # tasks a thread, where they cost little
 cdef Py_ssize_t SOME_UNITS = 6  # blocks of columns of a chunk, by which loading its input is little
@@ -71,16 +72,22 @@ cdef void tile_narrow(
     Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
     const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
     const real *const *sums, const real *bias, real *const *out, Py_ssize_t column, bint stream,
+    const real *ahead, Py_ssize_t pace,
 ) noexcept nogil:
-    tile_rows(rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, 1)
+    tile_rows(
+        rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, ahead, pace, 1
+    )
 
 
 cdef void tile_wide(
     Py_ssize_t rows, Py_ssize_t taps, Py_ssize_t low, Py_ssize_t high,
     const real *const *a, Py_ssize_t next_a, const real *b, Py_ssize_t ldb,
     const real *const *sums, const real *bias, real *const *out, Py_ssize_t column, bint stream,
+    const real *ahead, Py_ssize_t pace,
 ) noexcept nogil:
-    tile_rows(rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, _NV)
+    tile_rows(
+        rows, taps, low, high, a, next_a, b, ldb, sums, bias, out, column, stream, ahead, pace, _NV
+    )
 
 
 cdef void split_narrow(
@@ -658,15 +665,17 @@ cdef Py_ssize_t lanes_bytes(LanesPlan *p):
 
 
 cdef void lanes_sides(LanesPlan *p):
-    """Boxes whose image and sums fit a part of the second-level cache: of these the ones that load
-    the fewest inputs, in enough boxes for threads to share."""
+    """Boxes whose image and sums fit a part of the second-level cache: of these the ones that take
+    the least time to load and to compute, in enough boxes for threads to share."""
     cdef Py_ssize_t best[2]
-    cdef Py_ssize_t loads, boxes, least = -1, d, h, room = PLANES_BYTES
+    cdef Py_ssize_t products = p.filters, boxes, rows, time, least = -1, d, h, room = PLANES_BYTES
     cdef int a
     best[0] = best[1] = 1
     p.side[2] = even_part(p.axes[2].grid, 256)
     if p.axes[0].low == p.axes[0].high and p.axes[1].low == p.axes[1].high:
         room = NEAR_BYTES  # nothing is loaded twice
+    for a in range(3):
+        products *= p.axes[a].start[p.axes[a].phases]
     for d in range(1, p.axes[0].grid + 1):
         if even_part(p.axes[0].grid, d) < d:
             continue
@@ -680,12 +689,12 @@ cdef void lanes_sides(LanesPlan *p):
             p.side[1] = h
             if lanes_bytes(p) > room:
                 break
-            boxes = loads = box_count(p.side, p.axes)
-            for a in range(2):
-                loads *= p.side[a] + p.axes[a].high - p.axes[a].low
-            loads += boxes  # each costs about as much as a row
-            if least < 0 or (loads < least and boxes >= LEAST_BOXES):
-                least = loads
+            boxes = box_count(p.side, p.axes)
+            rows = 1  # each box costs about as much as a row
+            rows += (d + p.axes[0].high - p.axes[0].low) * p.height
+            time = boxes * (LOAD * rows * p.pitch + products * d * lanes_positions(p))
+            if least < 0 or (time < least and boxes >= LEAST_BOXES):
+                least = time
                 best[0] = d
                 best[1] = h
     p.side[0] = best[0]

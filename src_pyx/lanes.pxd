@@ -20,11 +20,12 @@
 from libc.string cimport memcpy, memset
 from call cimport Call
 from epilogue cimport LINEAR, activate
-from geometry cimport Axis, Box, box_at, even_part
+from geometry cimport Axis, Box, box_at, ceil_div, even_part
 from microkernel cimport depth_block, tap_block
 from scratch cimport Scratch, cut, scratch_at
 from simd cimport (
-    real, vf, MOST_FILTERS, MOST_VECTORS, REAL_BYTES, SUMS, VECTOR, vadd, vfma, vload, vset, vstore,
+    real, vf, MOST_FILTERS, MOST_VECTORS, REAL_BYTES, REGISTERS, SUMS, VECTOR, vadd, vfma, vload, vset,
+    vstore,
 )
 from transfer cimport interleave, put_voxels, put_woven, transpose_into
 
@@ -79,8 +80,9 @@ cdef inline void lanes_sized(
     cdef const real *x
     cdef int i, j
     for at from 0 <= at < positions by nv * VECTOR:
-        for i in range(mr * nv):
-            acc[i] = vset(0)
+        for i in range(mr):
+            for j in range(nv):
+                acc[i * nv + j] = vset(0)
         for t in range(taps):
             weight = a[t] + low * mr
             x = b[t] + low * ldb + at
@@ -117,8 +119,9 @@ cdef inline void lanes_sized(
 
 
 cdef inline int vectors_of(int filters) noexcept nogil:
-    # Vectors of positions of a tile
-    return min(SUMS // filters, MOST_VECTORS)
+    # Vectors of positions of a tile, whose sums, shorter side and a passing vector are registers.
+    cdef int most = min(SUMS // filters, MOST_VECTORS)
+    return most if filters * most + min(filters, most) < REGISTERS else most - 1
 
 
 cdef inline void lanes_rows(
@@ -154,6 +157,12 @@ cdef inline void lanes_shape(Lanes *p) noexcept nogil:
     if p.lane * REAL_BYTES % 512 < 64:  # channels that crowd into a few cache sets
         p.lane += 64 // REAL_BYTES
     p.span = p.side[1] * p.pitch + MOST_VECTORS * VECTOR
+
+
+cdef inline Py_ssize_t lanes_positions(const Lanes *p) noexcept nogil:
+    # Of a plane, in whole tiles
+    cdef Py_ssize_t tile = vectors_of(<int>p.some) * VECTOR
+    return ceil_div((p.side[1] - 1) * p.pitch + p.side[2], tile) * tile
 
 
 cdef inline Py_ssize_t image_reals(const Lanes *p) noexcept nogil:

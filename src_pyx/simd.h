@@ -53,6 +53,7 @@ typedef float real;
 #define NR (NV * VECTOR)
 #define ROWS (MR < 8 ? 4 : 8)
 #define SUMS (MR * NV) /* accumulators, also of tiles of another shape */
+#define REGISTERS (SUMS + 4)
 #define MOST_VECTORS 8
 #define MOST_FILTERS (SUMS > 16 ? 8 : SUMS / 2)
 
@@ -263,9 +264,11 @@ INLINE vf vpow2(vf n) { /* 2**n for an integer n within the exponent's range */
 #if defined(__GNUC__)
 INLINE void vprefetch(real *p) { __builtin_prefetch(p, 1); } /* for writing */
 INLINE void vfetch(const real *p) { __builtin_prefetch(p, 0); } /* for reading */
+INLINE void vfetch_far(const real *p) { __builtin_prefetch(p, 0, 2); } /* the second-level cache */
 #else
 INLINE void vprefetch(real *p) { (void)p; }
 INLINE void vfetch(const real *p) { (void)p; }
+INLINE void vfetch_far(const real *p) { (void)p; }
 #endif
 INLINE vf vadd(vf a, vf b) { return a + b; }
 INLINE vf vsub(vf a, vf b) { return a - b; }

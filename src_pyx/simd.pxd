@@ -12,6 +12,7 @@ cdef extern from "simd.h" nogil:
         NV  # vectors in a row of it
         NR  # reals in a row of it: NV * VECTOR
         SUMS  # accumulators
+        REGISTERS
         MOST_VECTORS  # of positions, in a tile of the lanes algorithm
         MOST_FILTERS  # of such a tile
         ROWS  # rows of the depthwise tile, a power of two
@@ -27,6 +28,7 @@ cdef extern from "simd.h" nogil:
     void vfence()
     void vprefetch(real *p)  # the cache line around p, for writing
     void vfetch(const real *p)  # for reading
+    void vfetch_far(const real *p)  # the same, later
     void vtranspose(vf *v)  # VECTOR vectors: columns become rows
     vf vset(real s)
     vf vadd(vf a, vf b)

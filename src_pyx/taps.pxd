@@ -131,11 +131,15 @@ cdef inline Py_ssize_t reached(
 
 cdef inline void multiply_row(
     const Taps *p, const Call *call, const Room *room, Py_ssize_t row, Py_ssize_t n, Py_ssize_t count,
-    Py_ssize_t shift,
+    Py_ssize_t shift, const real *next_x,
 ) noexcept nogil:
-    # The panel's n positions times `count` rows of weights, into sums `shift` further on.
+    # The panel's n positions times `count` rows of weights, into sums `shift` further on. The next
+    # row is fetched meanwhile, if its channels lie side by side.
     cdef Py_ssize_t j, low
     cdef Py_ssize_t block = depth_block(p.channels)
+    cdef Py_ssize_t tiles = (count + MR - 1) // MR
+    cdef Py_ssize_t terms = tiles * p.channels  # that NR positions take
+    cdef Py_ssize_t pace = (NR * call.x_step[3] + terms - 1) // terms if p.channels_last else 0
     for low from 0 <= low < p.channels by block:
         for j from 0 <= j < n by NR:
             call.tile[n - j > VECTOR](
@@ -143,6 +147,7 @@ cdef inline void multiply_row(
                 room.panel + low * row + j, row,
                 <const real *const *>room.targets if p.overlap or low > 0 else NULL,
                 NULL, room.targets, shift + j, False,
+                next_x + j * call.x_step[3] + low * tiles * pace, pace,
             )
 
 
@@ -236,5 +241,8 @@ cdef inline void taps_task(
                     x + d * call.x_step[1] + h * call.x_step[2] + w * call.x_step[3],
                     some, n, row, room.panel,
                 )
-                multiply_row(p, call, &room, row, some * n, count, w - box.lo[2])
+                multiply_row(
+                    p, call, &room, row, some * n, count, w - box.lo[2],
+                    x + d * call.x_step[1] + (h + p.lines) * call.x_step[2] + w * call.x_step[3],
+                )
     store_rows(p, call, call.y + index // boxes * call.y_step[0], &box, &room)

@@ -390,7 +390,7 @@ cdef inline void multiply(
             tile(
                 positions, n, low, high, rows + t * MR, taps * MR, panel, width,
                 <const real *const *>sums if not first else NULL, bias if last else NULL,
-                outputs if last else sums, column if last else 0, stream and last,
+                outputs if last else sums, column if last else 0, stream and last, panel, 0,
             )
             panel += n * (high - low) * width
 

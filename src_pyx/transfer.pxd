@@ -269,13 +269,11 @@ cdef inline void put_woven(
 ) noexcept nogil:
     # y[0:length] = the streams interleaved, + bias; `mixed` holds what is no whole vector.
     cdef Py_ssize_t whole = length // (streams * VECTOR) * VECTOR
-    if not exact(streams):
+    if not exact(streams) or stream and (<uintptr_t>y) % VECTOR_BYTES != 0:
         interleave(source, step, bias, streams, (length + streams - 1) // streams, mixed, False)
         put_run(y, mixed, length, stream)
         return
-    interleave(
-        source, step, bias, streams, whole, y, stream and (<uintptr_t>y) % VECTOR_BYTES == 0
-    )
+    interleave(source, step, bias, streams, whole, y, stream)
     if streams * whole < length:
         interleave(source + whole, step, bias, streams, VECTOR, mixed, False)
         put_row(y + streams * whole, mixed, length - streams * whole, False)

@@ -323,6 +323,28 @@ def test_limit_bounds_what_is_kept_oldest_first() -> None:
     assert held() == 8 * MIB
 
 
+@pytest.mark.skipif(output_pool._WHEN_IDLE is None, reason="the system has no MADV_FREE")
+@pytest.mark.parametrize(("limit", "kept"), [(1600, 200), (200, 64)])
+def test_all_but_a_share_is_offered_to_the_system(
+    limit: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv3dt.set_output_pool(limit * MIB)
+    offered: list[int] = []
+    monkeypatch.setattr(
+        output_pool.Block,
+        "advise",
+        lambda block, what: offered.append(block.size) if what == output_pool._WHEN_IDLE else None,
+    )
+    first, second = make(kept), make(4)
+    del first
+    assert not offered
+    del second
+    assert offered == [4 * MIB] and held() == (kept + 4) * MIB
+    for _ in range(3):  # a repeated call takes back what it can
+        make(kept)
+    assert offered == [4 * MIB] + 3 * [kept * MIB]
+
+
 def test_few_blocks_are_kept() -> None:
     arrays = [make(4) for _ in range(output_pool.MOST_IDLE + 3)]
     del arrays
