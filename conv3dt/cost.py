@@ -57,11 +57,19 @@ def taps(problem: Problem, vector: int) -> float:
     rows = depth.size * height.size
     lanes = vectors(width.size, vector)
     weights = depth.kernel * height.kernel * width.kernel * problem.filters
-    products = rows * lanes * weights * (problem.in_channels + ADD)
+    add, store = (0.0, STORE) if woven(problem) else (ADD, 2 * STORE)
+    products = rows * lanes * weights * (problem.in_channels + add)
     loads = rows * lanes * problem.in_channels * (LOAD if problem.channels_last else 1)
     loads += weights * problem.in_channels / vector * WEIGHTS
     results = prod(a.out for a in problem.axes) * problem.filters / vector
-    return products + loads + results * (STORE + STORE)
+    return products + loads + results * store
+
+
+def woven(problem: Problem) -> bool:
+    """Whether the taps algorithm stores its sums without keeping them (src_pyx/woven.pxd)."""
+    streams = problem.axes[2].stride * (problem.filters if problem.channels_last else 1)
+    plain = all(a.kernel == a.stride and a.crop == 0 for a in problem.axes)
+    return plain and streams in (2, 4) and problem.in_channels <= 128
 
 
 def lanes(problem: Problem, vector: int, sums: int) -> float:

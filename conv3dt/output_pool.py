@@ -155,7 +155,8 @@ def set_output_pool(limit: int | None) -> None:
     Results of 4 MiB or more are made from it. Memory that is used again is not faulted in
     again, which for a large result takes longer than to compute it. What is kept beyond an
     eighth of the limit, or 64 MiB, stays available to the system, which takes it when memory gets
-    short (on Linux, see MADV_FREE). All of it is released when a result cannot be allocated otherwise.
+    short (on Linux, see MADV_FREE). All of it is released when a result cannot be allocated
+    otherwise.
 
     Parameters
     ----------

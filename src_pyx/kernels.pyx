@@ -25,9 +25,10 @@ from simd cimport real, vallow, vfence, MOST_FILTERS
 from softmax cimport softmax_rows
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
-from microkernel cimport split_rows, tile_rows
+from microkernel cimport depth_block, split_rows, tile_rows
 from team cimport omp_get_num_threads
 from winograd cimport images_of, outputs_from
+from woven cimport weaves, woven_rows
 
 cnp.import_array()
 
@@ -586,8 +587,14 @@ cdef class Taps(Plan):
                 and p.axes[a].low == 0 and p.axes[a].high == 0
                 and p.axes[a].grid <= p.axes[a].size
             )
+        p.woven = p.streams if channels_last else p.axes[2].stride
+        if not p.plain or not weaves(p.woven) or depth_block(channels) < channels:
+            p.woven = 0
+        p.weave = woven_tile
+        order = np.arange(p.streams).reshape(-1, filters)
+        p.row = self.integers(order.ravel() if channels_last else order.T.ravel())
         p.lines = 1
-        if p.plain and not channels_last and p.axes[2].grid < LINE:
+        if p.plain and (p.woven > 0 or not channels_last) and p.axes[2].grid < LINE:
             p.lines = even_part(p.axes[1].grid, LINE // p.axes[2].grid)
         p.reach = p.lines * p.side[2] + 2 * p.left + _NR
         p.reach = ceil_div(p.reach, _VECTOR) * _VECTOR
@@ -626,6 +633,14 @@ cdef class Taps(Plan):
         self.scratch = taps_scratch(p, NULL, &room)
         self.task = taps_task
         self.self_plan = p
+
+
+cdef void woven_tile(
+    Py_ssize_t rows, int streams, Py_ssize_t depth, const real *const *a, const real *b,
+    Py_ssize_t ldb, const real *const *bias, real *const *out, Py_ssize_t left_at,
+    Py_ssize_t right_at, bint stream,
+) noexcept nogil:
+    woven_rows(rows, streams, depth, a, b, ldb, bias, out, left_at, right_at, stream)
 
 
 def pack_lanes(kernel):

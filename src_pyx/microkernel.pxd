@@ -32,9 +32,10 @@ cdef enum:
     MOST_TERMS = 128
 
 
-cdef inline Py_ssize_t depth_block(Py_ssize_t depth) noexcept nogil:
-    # Channels of a tap in a block of the sum.
-    return even_part(depth, MOST_TERMS)
+cdef inline Py_ssize_t depth_block(Py_ssize_t depth, Py_ssize_t taps=2) noexcept nogil:
+    # Channels of a tap in a block of the sum; a sum of one tap has three blocks where it needs two.
+    cdef Py_ssize_t block = even_part(depth, MOST_TERMS)
+    return min(block, (depth + 2) // 3) if taps == 1 and depth > MOST_TERMS else block
 
 
 cdef inline Py_ssize_t tap_block(Py_ssize_t depth) noexcept nogil:

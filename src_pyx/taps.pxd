@@ -17,16 +17,18 @@
 # a margin left and right, so that shifted rows need no bounds; the margins are dropped.
 #
 # Without overlap of the taps (kernel = stride) every sum has one addend, and short rows share a
-# panel (`lines`), side by side. Whatever is added to an output comes by input row, block of
+# panel (`lines`), side by side; woven.pxd does not keep their sums. Whatever is added to an output comes by input row, block of
 # channels, position, each ascending: the order depends neither on the box nor on blocks of NR.
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 from call cimport Call
 from epilogue cimport LINEAR, activate
 from geometry cimport Axis, Box, box_at, even_part
 from microkernel cimport depth_block
 from scratch cimport Scratch, cut, scratch_at
-from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, vload, vstore, vset, vadd
+from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, VECTOR_BYTES, vload, vstore, vset, vadd
 from transfer cimport interleave, put_voxels, put_woven, transpose_into
+from woven cimport WovenTile
 
 
 cdef struct Taps:
@@ -41,6 +43,9 @@ cdef struct Taps:
     Py_ssize_t lines  # input rows that lie in a panel side by side
     bint overlap
     bint plain  # every sum has one addend
+    const Py_ssize_t *row  # [stream]: its [tap of width][filter]
+    Py_ssize_t woven  # and woven.pxd stores so many streams at once; or 0
+    WovenTile weave
     bint channels_last
     const real *weights  # [tap of depth][of height][of width][filter][channel]
     const Py_ssize_t *shift  # [tap of width][filter]: stream * reach - offset
@@ -57,6 +62,7 @@ cdef struct Room:  # parts of the scratch memory
     real *panel  # [channel][position]
     const real **weights  # rows of the tile, and the sums that their products go to
     real **targets
+    const real **bias  # of these rows
     real *mixed  # an output row
 
 
@@ -80,6 +86,7 @@ cdef inline Py_ssize_t taps_scratch(const Taps *p, char *scratch, Room *room) no
     room.mixed = <real *>cut(&memory, p.streams * (p.reach + 2 * VECTOR) * REAL_BYTES)
     room.weights = <const real **>cut(&memory, rows)
     room.targets = <real **>cut(&memory, rows)
+    room.bias = <const real **>cut(&memory, rows)
     return memory.size
 
 
@@ -151,6 +158,68 @@ cdef inline void multiply_row(
             )
 
 
+cdef inline bint stores_woven(const Taps *p, const Call *call, const Box *box) noexcept nogil:
+    # Whether all outputs of the box are whole vectors of woven streams.
+    cdef Py_ssize_t n = box.hi[2] - box.lo[2]
+    cdef bint aligned = (<uintptr_t>call.y) % VECTOR_BYTES == 0
+    cdef int a
+    for a in range(3):
+        aligned = aligned and call.y_step[a] % VECTOR == 0
+    if not p.channels_last:
+        aligned = aligned and call.y_channel % VECTOR == 0
+    elif call.y_step[3] != p.filters:
+        return False
+    return (
+        p.woven > 0 and call.act.code == LINEAR and (aligned or not call.stream)
+        and n % VECTOR == 0 and box.lo[2] % VECTOR == 0
+        and p.axes[2].stride * box.hi[2] <= p.axes[2].out
+    )
+
+
+cdef inline Py_ssize_t point_woven(
+    const Taps *p, const Call *call, real *y, Py_ssize_t d, Py_ssize_t h, const Room *room
+) noexcept nogil:
+    # As `reached`; the rows' targets are outputs, from the first of the row on.
+    cdef Py_ssize_t q, r, s, i, count = 0
+    cdef const real *weights
+    cdef real *row
+    for q in range(p.taps[0]):
+        if d >= p.count[0][q]:
+            continue
+        for r in range(p.taps[1]):
+            if h >= p.count[1][r]:
+                continue
+            row = (
+                y + (d * p.axes[0].stride + p.first[0][q]) * call.y_step[1]
+                + (h * p.axes[1].stride + p.first[1][r]) * call.y_step[2]
+            )
+            weights = p.weights + (q * p.taps[1] + r) * p.rows * p.channels
+            for s from 0 <= s < p.streams by p.woven:
+                for i in range(s, s + p.woven):
+                    room.weights[count] = weights + p.row[i] * p.channels
+                    room.targets[count] = row
+                    room.bias[count] = p.bias + i
+                    count += 1
+                row += call.y_channel
+    return count
+
+
+cdef inline void multiply_woven(
+    const Taps *p, const Call *call, const Room *room, Py_ssize_t row, Py_ssize_t lines,
+    Py_ssize_t n, Py_ssize_t count,
+) noexcept nogil:
+    # Vectors of the panel, which lie in its lines of n positions, times `count` rows of weights.
+    cdef Py_ssize_t step = p.axes[1].stride * call.y_step[2]
+    cdef Py_ssize_t j, k, right
+    for j from 0 <= j < lines * n by NR:
+        k = j + VECTOR
+        right = k // n * step + p.woven * (k % n) if k < lines * n else -1
+        p.weave(
+            count, <int>p.woven, p.channels, room.weights, room.panel + j, row, room.bias,
+            room.targets, j // n * step + p.woven * (j % n), right, call.stream,
+        )
+
+
 cdef inline void finish_streams(
     const Taps *p, const Call *call, real *sums, Py_ssize_t n
 ) noexcept nogil:
@@ -214,6 +283,8 @@ cdef inline void taps_task(
     cdef Py_ssize_t boxes = 1, a, d, h, w, n, count, some, stop
     cdef Py_ssize_t row = panel_row(p)
     cdef const real *x
+    cdef real *y
+    cdef bint woven
     cdef Box box
     cdef Room room
     for a in range(3):
@@ -221,6 +292,8 @@ cdef inline void taps_task(
     taps_scratch(p, scratch, &room)
     box = box_at(index % boxes, p.side, p.axes)
     x = call.x + index // boxes * call.x_step[0]
+    y = call.y + index // boxes * call.y_step[0]
+    woven = stores_woven(p, call, &box)
     if not p.plain:
         memset(room.sums, 0, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
     w = max(box.lo[2] + p.axes[2].low, 0)
@@ -232,7 +305,10 @@ cdef inline void taps_task(
         ):
             stop = min(box.hi[1] + p.axes[1].high, p.axes[1].size)
             for h from max(box.lo[1] + p.axes[1].low, 0) <= h < stop by p.lines:
-                count = reached(p, &box, d, h, &room)
+                if woven:
+                    count = point_woven(p, call, y + p.woven * box.lo[2], d, h, &room)
+                else:
+                    count = reached(p, &box, d, h, &room)
                 if count == 0:
                     continue
                 some = min(p.lines, stop - h)
@@ -241,8 +317,12 @@ cdef inline void taps_task(
                     x + d * call.x_step[1] + h * call.x_step[2] + w * call.x_step[3],
                     some, n, row, room.panel,
                 )
+                if woven:
+                    multiply_woven(p, call, &room, row, some, n, count)
+                    continue
                 multiply_row(
                     p, call, &room, row, some * n, count, w - box.lo[2],
                     x + d * call.x_step[1] + (h + p.lines) * call.x_step[2] + w * call.x_step[3],
                 )
-    store_rows(p, call, call.y + index // boxes * call.y_step[0], &box, &room)
+    if not woven:
+        store_rows(p, call, y, &box, &room)

@@ -27,14 +27,17 @@
 # filter's outputs are stored in runs, as long as they lie side by side in y: all phases of the
 # width, and of the height where it has a phase for every output, are results of one unit.
 # Minimal filtering reads such an image in any layout: none of its tiles then has an edge.
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 from call cimport Call, Grid
 from epilogue cimport LINEAR, activate_rows
 from geometry cimport Axis, Box, Source, box_at, box_count
 from microkernel cimport Tile, depth_block, tap_block
 from scratch cimport Scratch, cut, scratch_at
-from simd cimport real, MR, NR, NV, VECTOR, REAL_BYTES
-from transfer cimport announce_run, gather_block, put_row, put_run, put_voxels, scatter_into
+from simd cimport real, MR, NR, NV, VECTOR, REAL_BYTES, VECTOR_BYTES
+from transfer cimport (
+    LINE, announce_run, gather_block, put_row, put_run, put_voxels, scatter_into, stream_block,
+)
 from winograd cimport (
     MOST, SKEW, grid_products, make_grid, multiply_images, outputs_of, pays, products_of,
 )
@@ -377,7 +380,7 @@ cdef inline void multiply(
     # outputs[position][column:] = sum over taps and channels + bias; `sums` has the parts.
     cdef Py_ssize_t width = nv * VECTOR
     cdef Py_ssize_t most_taps = tap_block(depth)
-    cdef Py_ssize_t most_channels = depth_block(depth)
+    cdef Py_ssize_t most_channels = depth_block(depth, taps)
     cdef Py_ssize_t t, n, low, high
     cdef bint first, last
     cdef Tile tile = call.tile[nv > 1]
@@ -468,6 +471,20 @@ cdef inline void point_sources(
                 results += NR
 
 
+cdef inline Py_ssize_t stream_runs(
+    const real *const *source, Py_ssize_t column, Py_ssize_t run, real *target,
+    Py_ssize_t step, Py_ssize_t filters,
+) noexcept nogil:
+    # Vectors of a run of VECTOR filters, if they are whole cache lines; returns how many outputs of
+    # each that makes.
+    cdef Py_ssize_t i = 0
+    if VECTOR_BYTES == LINE and filters == VECTOR and <uintptr_t>target % LINE == 0:
+        while i + VECTOR <= run:
+            stream_block(source + i, column, target + i, step)
+            i += VECTOR
+    return i
+
+
 cdef inline void store_first(
     const Tiles *p, const Call *call, real *y, const Runs *runs, Py_ssize_t column,
     const real *bias, Py_ssize_t kept, Workspace *work,
@@ -500,7 +517,10 @@ cdef inline void store_first(
                     y + d * runs.step[0] * call.y_step[1] + h * runs.step[1] * call.y_step[2]
                     + f * call.y_channel
                 )
-                for part from 0 <= part < run by RUN:
+                part = 0
+                if call.stream and call.y_channel % VECTOR == 0:
+                    part = stream_runs(source, block + f, run, target, call.y_channel, filters)
+                for part from part <= part < run by RUN:
                     n = min(RUN, run - part)
                     if not call.stream:
                         for g in range(filters):

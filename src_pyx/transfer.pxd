@@ -113,6 +113,19 @@ cdef inline void gather_block(
         vstore(target + i * target_step, rows[i])
 
 
+cdef inline void stream_block(
+    const real *const *source, Py_ssize_t column, real *target, Py_ssize_t target_step
+) noexcept nogil:
+    # The same, streamed to aligned targets.
+    cdef vf rows[VECTOR]
+    cdef int i
+    for i in range(VECTOR):
+        rows[i] = vload(source[i] + column)
+    vtranspose(rows)
+    for i in range(VECTOR):
+        vstream(target + i * target_step, rows[i])
+
+
 cdef inline void scatter_block(
     const real *source, Py_ssize_t source_step, real *const *target, Py_ssize_t column
 ) noexcept nogil:

@@ -13,7 +13,19 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cases import COMPILED, around, axis, check, exact_case, expected, integers, plans, run, tile
+from cases import (
+    COMPILED,
+    around,
+    axis,
+    check,
+    exact_case,
+    expected,
+    integers,
+    normal,
+    plans,
+    run,
+    tile,
+)
 from layers import LAYERS, Layer
 
 from conv3dt import activations, engine, output_pool, plan
@@ -206,7 +218,7 @@ def test_large_outputs(
 ) -> None:
     """Streams want whole aligned vectors. Groups may begin within one: that was a crash."""
     vector, _, columns = tile(dtype)
-    for filters in (3, columns, columns + vector // 2):
+    for filters in (3, vector, columns, columns + vector // 2):
         sums = {"one group": (2, filters, 1), "two groups": (4, 2 * filters, 2)}
         sums["depthwise"] = (filters,) * 3
         problem = Problem(*sums[kind], _axes(3, 4, 5, geometry), channels_last)
@@ -219,6 +231,28 @@ def test_large_outputs(
                 y.fill(np.nan)
                 made.run(np.broadcast_to(x, (batch, *x.shape[1:])), y)
                 check(y, np.broadcast_to(want, y.shape), made)
+
+
+@pytest.mark.parametrize(("stride", "filters"), [(2, 1), (2, 2), (2, 5), (4, 1), (4, 3)])
+def test_streams_that_are_woven_have_the_bits_of_sums_that_are_kept(
+    stride: int, filters: int, compiled: str, dtype: str, channels_last: bool
+) -> None:
+    """Taps that do not overlap, rows of whole vectors and others, several to a panel, few and many
+    bytes. Activations want the sums."""
+    vector, _, _ = tile(dtype)
+    relu = activations.get("relu")
+    long = STREAM_BYTES // (8 * stride * vector * filters) * vector
+    for height, width in ((7, vector), (5, 3 * vector), (2, 3 * vector + 1), (1, long)):
+        axes = (axis(2, 1), axis(height, 2, 2), axis(width, stride, stride))
+        problem = Problem(5, filters, 1, axes, channels_last)
+        x, kernel, bias = normal(problem, dtype=dtype)
+        made = plan.plan_for(problem, plan.Weights(kernel, bias), "taps")
+        assert made.algorithm == "taps"
+        linear, kept = (output_pool.empty(problem.y_shape(1), x.dtype) for _ in range(2))
+        linear.fill(np.nan)
+        made.run(x, linear)
+        made.run(x, kept, relu)
+        np.testing.assert_array_equal(np.maximum(linear, 0), kept)
 
 
 # ---- threads ----------------------------------------------------------------------
