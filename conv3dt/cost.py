@@ -16,6 +16,7 @@ STORE = 4.0  # a vector of results: bias, activation, store
 TRANSPOSE = 18.0  # the same through a transpose
 LOAD = 10.0  # transposing a vector of inputs
 ADD = 12.0  # adding a vector of products to its sum, its part of a short tile
+TERMS = 40  # channels from which on taps beyond the edges are left out
 POINT = 2.0  # finding the inputs of a tap of a tile
 FEW_SUMS = 1.8  # a product in a tile of one vector, where sums are too few to hide their latency
 SPAN = 1.3  # a product of the lanes algorithm, most of whose inputs start within a cache line
@@ -42,13 +43,22 @@ def tiles(problem: Problem, vector: int, rows: int, fused: bool) -> float:
     repeat = problem.axes[2].stride if fused else 1
     columns = vectors(filters * repeat, vector)
     lanes = problem.groups * columns / repeat
-    taps = prod(a.size * a.kernel for a in problem.axes)
+    taps = prod(reached(a) if depth >= TERMS else a.size * a.kernel for a in problem.axes)
     products = taps * (depth + POINT) * lanes
     if columns == 1 and rows < 8:
         products *= FEW_SUMS
     results = prod(a.out for a in problem.axes) * lanes
     weights = prod(problem.kernel_shape[:3]) * depth * lanes * WEIGHTS
     return products + weights + results * (STORE if problem.channels_last else STORE + TRANSPOSE)
+
+
+def reached(axis: Axis) -> int:
+    """Pairs of an output and a tap that is within the input."""
+    return sum(
+        max(min(phase.count(axis), axis.size - offset) - max(-offset, 0), 0)
+        for phase in phases(axis)
+        for _, offset in phase.taps
+    )
 
 
 def taps(problem: Problem, vector: int) -> float:

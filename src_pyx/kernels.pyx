@@ -25,7 +25,7 @@ from simd cimport real, vallow, vfence, MOST_FILTERS
 from softmax cimport softmax_rows
 from taps cimport Room, Taps as TapsPlan, taps_scratch, taps_task
 from simd cimport VECTOR as _VECTOR, MR as _MR, NV as _NV, NR as _NR, ROWS, REAL_BYTES, VECTOR_BYTES
-from microkernel cimport depth_block, split_rows, tile_rows
+from microkernel cimport depth_block, split_rows, tap_block, tile_rows
 from team cimport omp_get_num_threads
 from winograd cimport images_of, outputs_from
 from woven cimport weaves, woven_rows
@@ -55,6 +55,7 @@ cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
 cdef Py_ssize_t LOAD = 10  # multiplications in the time that loads an input
+cdef Py_ssize_t FAR_BYTES = 1 << 20  # weights that do not stay in the second-level cache
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t FINE_SHARE = 8  # tasks a thread, where they cost little
 cdef Py_ssize_t SOME_UNITS = 6  # blocks of columns of a chunk, by which loading its input is little
@@ -456,6 +457,14 @@ cdef void minimal_sides(TilesPlan *p, Py_ssize_t weights):
         p.side[a] = best[a]
 
 
+def reached_inputs(axis):
+    """Pairs of an output and a tap that is within the input; axis: a record of `set_axis`."""
+    return sum([
+        max(min(count, axis[0] - offset) - max(-offset, 0), 0)
+        for _, count, taps in axis[3] for _, offset in taps
+    ])
+
+
 cdef class Tiles(Plan):
     """A problem prepared for the tiles algorithm."""
 
@@ -492,13 +501,20 @@ cdef class Tiles(Plan):
             len({(count, tuple([offset for _, offset in taps])) for _, count, taps in axis[3]}) == 1
             for axis in axes
         ])
+        # Taps are summed one by one, for at least a tenth of the positions in vain.
+        p.sparse = not minimal and not p.alike and tap_block(p.depth) == 1 and (
+            float(np.prod([reached_inputs(axis) for axis in axes])) < 0.9 * np.prod([
+                sum([count * len(taps) for _, count, taps in axis[3]]) for axis in axes
+            ])
+        )
         p.channels_last = channels_last
         p.packed = reals(weights)
         p.panel = self.integers(starts)
         p.group_panel = weights.size // groups
         p.bias = reals(bias)
         p.zeros = reals(zeros)
-        tile_sides(p, LEAST_TILES if weights.nbytes < 1 << 20 else 2 * LEAST_TILES)
+        p.far = weights.nbytes >= FAR_BYTES
+        tile_sides(p, 2 * LEAST_TILES if p.far else LEAST_TILES)
         for a in range(3):
             p.spread[a] = 1
         p.together = 1

@@ -56,10 +56,12 @@ cdef struct Tiles:
     bint fused
     bint alike  # all phases read the same inputs, and have as many positions
     bint minimal  # winograd.pxd does the products
+    bint sparse  # many rows are zeros beyond an edge: products with them are left out
     bint channels_last
     Py_ssize_t spread[3]  # outputs along each axis that a position has in a unit
     Py_ssize_t together  # phases in a unit: channels_first stores them as one
     Py_ssize_t kept  # blocks whose results are kept until all phases of the unit have theirs
+    bint far  # the weights outgrow the second-level cache
     const real *packed
     const Py_ssize_t *panel
     Py_ssize_t group_panel  # reals of packed weights of a group
@@ -69,6 +71,10 @@ cdef struct Tiles:
 
 cdef struct Workspace:  # parts of the scratch memory
     const real **rows  # [phase of the unit][tile][tap][MR]
+    # The same without zeros, and their sums: [phase of the unit][tap][position]
+    const real **reached
+    real **reached_sums
+    Py_ssize_t *reached_count  # [phase of the unit][tap]
     Py_ssize_t *steps  # [tap]: from a position's input to the tap's
     real **outputs  # [position]: where the rows go, first column
     real **sums  # [kept block][phase of the unit][tile][MR]: rows of `results`
@@ -82,6 +88,13 @@ cdef struct Workspace:  # parts of the scratch memory
     real *line  # [VECTOR filters][RUN and a vector]
 
 
+cdef struct Reached:  # the rows of each tap that are within the input
+    const real **rows  # [tap][position]
+    real **sums
+    Py_ssize_t *count
+    Py_ssize_t positions  # from tap to tap; 0 if nothing is left out
+
+
 cdef struct Part:  # a phase of a box
     Py_ssize_t phase[3]
     Py_ssize_t hi[3]
@@ -91,6 +104,7 @@ cdef struct Part:  # a phase of a box
     bint minimal
     const real *panel
     const real **rows
+    Reached reached
     Py_ssize_t at  # its first position among those of the unit
 
 
@@ -165,7 +179,7 @@ cdef inline Py_ssize_t tiles_scratch(
     cdef Py_ssize_t phases = p.together
     cdef Py_ssize_t positions = box_positions(p)
     cdef Py_ssize_t taps = plain_taps(p)
-    cdef Py_ssize_t image = 1, outputs = 1, places, side
+    cdef Py_ssize_t image = 1, outputs = 1, places, side, sparse
     cdef Py_ssize_t line = VECTOR * (RUN + VECTOR)
     cdef Scratch memory = scratch_at(scratch)
     cdef int a
@@ -183,6 +197,10 @@ cdef inline Py_ssize_t tiles_scratch(
         work.images = <real *>cut(&memory, room_of(p, vectors(p.channels)) * REAL_BYTES)
         work.products = <real *>cut(&memory, room_of(p, NR) * REAL_BYTES)
     work.rows = <const real **>cut(&memory, positions * phases * taps * sizeof(void *))
+    sparse = positions * phases * taps if p.sparse else 0
+    work.reached = <const real **>cut(&memory, sparse * sizeof(void *))
+    work.reached_sums = <real **>cut(&memory, sparse * sizeof(void *))
+    work.reached_count = <Py_ssize_t *>cut(&memory, phases * taps * sizeof(Py_ssize_t))
     work.steps = <Py_ssize_t *>cut(&memory, taps * sizeof(Py_ssize_t))
     work.outputs = <real **>cut(&memory, positions * sizeof(void *))
     work.sums = <real **>cut(&memory, p.kept * positions * phases * sizeof(void *))
@@ -350,6 +368,24 @@ cdef inline void point_rows(
                     rows += taps * MR
 
 
+cdef inline void leave_out(
+    const Tiles *p, const Part *part, real *const *sums
+) noexcept nogil:
+    # What `reached` says of the part's rows.
+    cdef const Reached *its = &part.reached
+    cdef Py_ssize_t t, i, n
+    cdef const real *row
+    for t in range(part.taps):
+        n = t * its.positions
+        for i in range(part.positions):
+            row = part.rows[(i // MR * part.taps + t) * MR + i % MR]
+            if row != p.zeros:
+                its.rows[n] = row
+                its.sums[n] = sums[i]
+                n += 1
+        its.count[t] = n - t * its.positions
+
+
 cdef inline void point_outputs(
     const Tiles *p, const Call *call, real *y, const Py_ssize_t *phase,
     const Py_ssize_t *lo, const Py_ssize_t *hi, real **outputs,
@@ -375,7 +411,7 @@ cdef inline void point_outputs(
 cdef inline void multiply(
     const Call *call, const real *const *rows, Py_ssize_t positions, Py_ssize_t taps,
     Py_ssize_t depth, const real *panel, int nv, const real *bias, real *const *sums,
-    real *const *outputs, Py_ssize_t column, bint stream,
+    real *const *outputs, Py_ssize_t column, bint stream, const Reached *reached, bint fetch,
 ) noexcept nogil:
     # outputs[position][column:] = sum over taps and channels + bias; `sums` has the parts.
     cdef Py_ssize_t width = nv * VECTOR
@@ -383,17 +419,34 @@ cdef inline void multiply(
     cdef Py_ssize_t most_channels = depth_block(depth, taps)
     cdef Py_ssize_t t, n, low, high
     cdef bint first, last
+    cdef bint sparse = reached.positions > 0
+    # The next block of weights is fetched by the tiles of this one, if there are several.
+    cdef Py_ssize_t tiles = (positions + MR - 1) // MR
+    cdef Py_ssize_t pace = width // tiles if fetch and tiles > 1 else 0
     cdef Tile tile = call.tile[nv > 1]
+    if sparse:
+        for t in range(positions):
+            memset(sums[t], 0, width * REAL_BYTES)
     for t from 0 <= t < taps by most_taps:
         n = min(most_taps, taps - t)
         for low from 0 <= low < depth by most_channels:
             high = min(low + most_channels, depth)
             first = t + low == 0
             last = t + n == taps and high == depth
+            if sparse and not last:
+                tile(
+                    reached.count[t], 1, low, high, reached.rows + t * reached.positions, MR, panel,
+                    width, <const real *const *>reached.sums + t * reached.positions, NULL,
+                    reached.sums + t * reached.positions, 0, False,
+                    panel + (high - low) * width, pace,
+                )
+                panel += (high - low) * width
+                continue
             tile(
                 positions, n, low, high, rows + t * MR, taps * MR, panel, width,
-                <const real *const *>sums if not first else NULL, bias if last else NULL,
-                outputs if last else sums, column if last else 0, stream and last, panel, 0,
+                <const real *const *>sums if sparse or not first else NULL, bias if last else NULL,
+                outputs if last else sums, column if last else 0, stream and last,
+                panel + n * (high - low) * width if pace > 0 else panel, pace,
             )
             panel += n * (high - low) * width
 
@@ -555,6 +608,7 @@ cdef inline Part make_part(
     cdef Part part
     cdef int a
     part.at = q * box_positions(p)
+    part.reached.count = work.reached_count + q * plain_taps(p)
     part.rows = work.rows
     if not p.alike:  # else they share the pointers
         part.rows += part.at * plain_taps(p)
@@ -571,6 +625,9 @@ cdef inline Part make_part(
     part.panel = p.packed + group * p.group_panel + p.panel[
         (part.phase[0] * axes[1].phases + part.phase[1]) * axes[2].phases + part.phase[2]
     ]
+    part.reached.positions = box_positions(p) if p.sparse else 0
+    part.reached.rows = work.reached + part.at * plain_taps(p)
+    part.reached.sums = work.reached_sums + part.at * plain_taps(p)
     part.minimal = False
     if p.minimal and part.positions > 0:
         part.grid = make_grid(axes, part.phase, box.lo, part.hi)
@@ -601,6 +658,7 @@ cdef inline void multiply_part(
         multiply(
             call, part.rows, part.positions, part.taps, p.depth,
             part.panel + column * part.taps * p.depth, nv, bias, sums, target, at, stream,
+            &part.reached, p.far,
         )
     if through:
         return
@@ -651,6 +709,8 @@ cdef inline void tiles_unit(
                 point_rows(
                     p, source, group, part.phase, box.lo, part.hi, work.steps, part.rows
                 )
+                if p.sparse:
+                    leave_out(p, &part, work.sums + part.at)
             for k in range(min(p.kept, blocks - b)):
                 multiply_part(
                     p, call, box, &part, column + (b + k) * NR, bias + column + (b + k) * NR,

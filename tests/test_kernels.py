@@ -125,6 +125,18 @@ def test_edges_of_the_blocks_of_sums(
     _compare(Problem(channels, 5, 1, _axes(2, 2, 3, "k3 s2"), channels_last), dtype)
 
 
+@pytest.mark.parametrize("geometry", ["k4 s2", "k3 s1", "k3 s2 far crop", "k3 s1 d2"])
+def test_taps_beyond_the_edges_of_small_volumes(
+    geometry: str, compiled: str, dtype: str, channels_last: bool
+) -> None:
+    """Where channels are many, the products with zeros around the input are left out."""
+    vector, _, columns = tile(dtype)
+    for sizes, groups in product(((4, 4, 4), (1, 2, 5), (3, 1, 17)), (1, 2)):
+        filters = groups * (columns + vector // 2)
+        problem = Problem(41 * groups, filters, groups, _axes(*sizes, geometry), channels_last)
+        _compare(problem, dtype, batch=2, threads=2)
+
+
 @pytest.mark.parametrize(("groups", "channels", "filters"), [(2, 4, 6), (3, 3, 6), (17, 17, 17)])
 def test_groups(
     groups: int, channels: int, filters: int, isa: str, dtype: str, channels_last: bool
