@@ -19,6 +19,7 @@ ADD = 12.0  # adding a vector of products to its sum, its part of a short tile
 TERMS = 40  # channels from which on taps beyond the edges are left out
 POINT = 2.0  # finding the inputs of a tap of a tile
 FEW_SUMS = 1.8  # a product in a tile of one vector, where sums are too few to hide their latency
+NARROW = 1.4  # the same where they are enough: a broadcast for each product
 SPAN = 1.3  # a product of the lanes algorithm, most of whose inputs start within a cache line
 FAR = 2.5  # the same where the inputs of a tile do not fit the first-level cache
 NEAR_REALS = 6 << 10  # inputs of a tile that do
@@ -45,8 +46,8 @@ def tiles(problem: Problem, vector: int, rows: int, fused: bool) -> float:
     lanes = problem.groups * columns / repeat
     taps = prod(reached(a) if depth >= TERMS else a.size * a.kernel for a in problem.axes)
     products = taps * (depth + POINT) * lanes
-    if columns == 1 and rows < 8:
-        products *= FEW_SUMS
+    if columns == 1:
+        products *= FEW_SUMS if rows < 8 else NARROW
     results = prod(a.out for a in problem.axes) * lanes
     weights = prod(problem.kernel_shape[:3]) * depth * lanes * WEIGHTS
     return products + weights + results * (STORE if problem.channels_last else STORE + TRANSPOSE)
@@ -91,8 +92,8 @@ def lanes(problem: Problem, vector: int, sums: int) -> float:
     block = min(max(sums // problem.filters, 1), 8) * vector
     near = most_taps * problem.in_channels * block <= NEAR_REALS
     side = max((PLANES_REALS / (problem.in_channels * max(width.size, 1))) ** 0.5, 1.0)
-    halo = (most_taps > 1) * max(effective_kernel(a.kernel, a.dilation) for a in (depth, height))
-    reload = float((1 + halo / max(side - halo, 1.0)) ** 2)
+    halo = max(vectors(effective_kernel(a.kernel, a.dilation) - 1, a.stride) for a in (depth, height))
+    reload = float((1 + (most_taps > 1) * halo / max(side - halo, 1.0)) ** 2)
     loads = positions * problem.in_channels * reload * (LOAD if problem.channels_last else 1)
     results = prod(a.out for a in problem.axes) * problem.filters / vector
     return positions * products * (SPAN if near else FAR) + loads + results * (STORE + STORE)

@@ -13,6 +13,10 @@
 #               for MR positions of the box: tile
 #             bias, activation, store
 #
+# In small volumes many taps fall off the edge, and with many channels zeros cost as much as inputs:
+# there (`sparse`) a tap is computed for the positions that it reaches alone. Adding zeros changes no
+# bit, so it does not matter who leaves them out.
+#
 # Columns are the filters of a group. Where the taps of all phases of the width coincide
 # (kernel = stride, no overlap), they are phases of the width x filters, which lie side by
 # side in a channels_last output: `fused`.
