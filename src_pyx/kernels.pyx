@@ -654,9 +654,9 @@ cdef class Taps(Plan):
 cdef void woven_tile(
     Py_ssize_t rows, int streams, Py_ssize_t depth, const real *const *a, const real *b,
     Py_ssize_t ldb, const real *const *bias, real *const *out, Py_ssize_t left_at,
-    Py_ssize_t right_at, bint stream,
+    Py_ssize_t right_at, bint both, bint stream,
 ) noexcept nogil:
-    woven_rows(rows, streams, depth, a, b, ldb, bias, out, left_at, right_at, stream)
+    woven_rows(rows, streams, depth, a, b, ldb, bias, out, left_at, right_at, both, stream)
 
 
 def pack_lanes(kernel):

@@ -210,13 +210,13 @@ cdef inline void multiply_woven(
 ) noexcept nogil:
     # Vectors of the panel, which lie in its lines of n positions, times `count` rows of weights.
     cdef Py_ssize_t step = p.axes[1].stride * call.y_step[2]
-    cdef Py_ssize_t j, k, right
+    cdef Py_ssize_t j, k
     for j from 0 <= j < lines * n by NR:
         k = j + VECTOR
-        right = k // n * step + p.woven * (k % n) if k < lines * n else -1
         p.weave(
             count, <int>p.woven, p.channels, room.weights, room.panel + j, row, room.bias,
-            room.targets, j // n * step + p.woven * (j % n), right, call.stream,
+            room.targets, j // n * step + p.woven * (j % n), k // n * step + p.woven * (k % n),
+            k < lines * n, call.stream,
         )
 
 

@@ -15,7 +15,7 @@ from simd cimport real, vf, MR, VECTOR, vadd, vfma, vload, vset, vstore, vstream
 ctypedef void (*WovenTile)(
     Py_ssize_t rows, int streams, Py_ssize_t depth, const real *const *a, const real *b,
     Py_ssize_t ldb, const real *const *bias, real *const *out, Py_ssize_t left_at,
-    Py_ssize_t right_at, bint stream,
+    Py_ssize_t right_at, bint both, bint stream,
 ) noexcept nogil
 
 
@@ -40,11 +40,12 @@ cdef inline void put_four(real *y, vf a, vf b, vf c, vf d, bint stream) noexcept
 
 cdef inline void woven_sized(
     Py_ssize_t tiles, Py_ssize_t depth, const real *const *a, const real *b, Py_ssize_t ldb,
-    const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint stream,
+    const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint both,
+    bint stream,
     int streams, int mr,
 ) noexcept nogil:
-    # out[i][left_at:] and out[i][right_at:] = a vector of positions each; no right_at, no such
-    # outputs. The loops are as in microkernel.pxd.
+    # out[i][left_at:] and, if both, out[i][right_at:] = a vector of positions each. The loops are as
+    # in microkernel.pxd.
     cdef vf left[MR]
     cdef vf right[MR]
     cdef vf b0, b1, scalar
@@ -75,7 +76,7 @@ cdef inline void woven_sized(
                 put_four(
                     out[i] + left_at, left[i], left[i + 1], left[i + 2], left[i + 3], stream
                 )
-        if right_at >= 0:
+        if both:
             for i from 0 <= i < mr by streams:
                 if streams == 2:
                     put_two(out[i] + right_at, right[i], right[i + 1], stream)
@@ -91,14 +92,15 @@ cdef inline void woven_sized(
 
 cdef inline void woven_streams(
     Py_ssize_t rows, Py_ssize_t depth, const real *const *a, const real *b, Py_ssize_t ldb,
-    const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint stream,
+    const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint both,
+    bint stream,
     int streams,
 ) noexcept nogil:
     # All rows, whole groups of streams, in tiles of as many groups as it holds, and what is left.
     cdef int most = MR // streams * streams
     cdef Py_ssize_t done = rows // most * most
     woven_sized(
-        done // most, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams, most
+        done // most, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams, most
     )
     a += done
     bias += done
@@ -106,31 +108,31 @@ cdef inline void woven_streams(
     done = (rows - done) // streams
     if done == 1:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams, streams
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams, streams
         )
     elif done == 2 and most > 2 * streams:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams,
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams,
             2 * streams if most > 2 * streams else streams,
         )
     elif done == 3 and most > 3 * streams:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams,
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams,
             3 * streams if most > 3 * streams else streams,
         )
     elif done == 4 and most > 4 * streams:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams,
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams,
             4 * streams if most > 4 * streams else streams,
         )
     elif done == 5 and most > 5 * streams:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams,
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams,
             5 * streams if most > 5 * streams else streams,
         )
     elif done == 6 and most > 6 * streams:
         woven_sized(
-            1, depth, a, b, ldb, bias, out, left_at, right_at, stream, streams,
+            1, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, streams,
             6 * streams if most > 6 * streams else streams,
         )
 
@@ -138,9 +140,9 @@ cdef inline void woven_streams(
 cdef inline void woven_rows(
     Py_ssize_t rows, int streams, Py_ssize_t depth, const real *const *a, const real *b,
     Py_ssize_t ldb, const real *const *bias, real *const *out, Py_ssize_t left_at,
-    Py_ssize_t right_at, bint stream,
+    Py_ssize_t right_at, bint both, bint stream,
 ) noexcept nogil:
     if streams == 2:
-        woven_streams(rows, depth, a, b, ldb, bias, out, left_at, right_at, stream, 2)
+        woven_streams(rows, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, 2)
     else:
-        woven_streams(rows, depth, a, b, ldb, bias, out, left_at, right_at, stream, 4)
+        woven_streams(rows, depth, a, b, ldb, bias, out, left_at, right_at, both, stream, 4)

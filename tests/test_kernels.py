@@ -265,6 +265,10 @@ def test_streams_that_are_woven_have_the_bits_of_sums_that_are_kept(
         made.run(x, linear)
         made.run(x, kept, relu)
         np.testing.assert_array_equal(np.maximum(linear, 0), kept)
+        backward = np.full_like(linear, np.nan)
+        planes = (1, 2) if channels_last else (2, 3)  # y that runs backwards: fuzzing found NaN
+        made.run(x, np.flip(backward, planes))
+        np.testing.assert_array_equal(np.flip(backward, planes), linear)
 
 
 # ---- threads ----------------------------------------------------------------------
