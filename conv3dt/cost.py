@@ -92,7 +92,9 @@ def lanes(problem: Problem, vector: int, sums: int) -> float:
     block = min(max(sums // problem.filters, 1), 8) * vector
     near = most_taps * problem.in_channels * block <= NEAR_REALS
     side = max((PLANES_REALS / (problem.in_channels * max(width.size, 1))) ** 0.5, 1.0)
-    halo = max(vectors(effective_kernel(a.kernel, a.dilation) - 1, a.stride) for a in (depth, height))
+    halo = max(
+        vectors(effective_kernel(a.kernel, a.dilation) - 1, a.stride) for a in (depth, height)
+    )
     reload = float((1 + (most_taps > 1) * halo / max(side - halo, 1.0)) ** 2)
     loads = positions * problem.in_channels * reload * (LOAD if problem.channels_last else 1)
     results = prod(a.out for a in problem.axes) * problem.filters / vector
