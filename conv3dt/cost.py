@@ -16,7 +16,7 @@ STORE = 4.0  # a vector of results: bias, activation, store
 TRANSPOSE = 18.0  # the same through a transpose
 LOAD = 10.0  # transposing a vector of inputs
 ADD = 12.0  # adding a vector of products to its sum, its part of a short tile
-TERMS = 40  # channels from which on taps beyond the edges are left out
+TERMS = 40  # channels from which on taps beyond the edges are left out, as in microkernel.pxd
 POINT = 2.0  # finding the inputs of a tap of a tile
 FEW_SUMS = 1.8  # a product in a tile of one vector, where sums are too few to hide their latency
 NARROW = 1.4  # the same where they are enough: a broadcast for each product
@@ -51,6 +51,14 @@ def tiles(problem: Problem, vector: int, rows: int, fused: bool) -> float:
     results = prod(a.out for a in problem.axes) * lanes
     weights = prod(problem.kernel_shape[:3]) * depth * lanes * WEIGHTS
     return products + weights + results * (STORE if problem.channels_last else STORE + TRANSPOSE)
+
+
+def sparse(problem: Problem) -> bool:
+    """Whether at least a tenth of the inputs of all outputs are zeros beyond the edges."""
+    pairs = prod(reached(axis) for axis in problem.axes)
+    return pairs < 0.9 * prod(
+        sum(phase.count(axis) * len(phase.taps) for phase in phases(axis)) for axis in problem.axes
+    )
 
 
 def reached(axis: Axis) -> int:

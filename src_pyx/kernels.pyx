@@ -54,7 +54,7 @@ cdef Py_ssize_t ROWS_REALS = 2 << 10  # in the first-level cache, for a second p
 cdef Py_ssize_t PLANES_BYTES = 192 << 10
 cdef Py_ssize_t NEAR_BYTES = 32 << 10
 cdef Py_ssize_t LEAST_TILES = 10  # register tiles of a box: they share a block of weights
-cdef Py_ssize_t LOAD = 10  # multiplications in the time that loads an input
+cdef Py_ssize_t LOAD = 10  # multiplications in the time that loads an input, as in cost.py
 cdef Py_ssize_t FAR_BYTES = 1 << 20  # weights that do not stay in the second-level cache
 cdef Py_ssize_t LINE = 96  # positions that short rows are put together to
 cdef Py_ssize_t FINE_SHARE = 8  # tasks a thread, where they cost little
@@ -457,14 +457,6 @@ cdef void minimal_sides(TilesPlan *p, Py_ssize_t weights):
         p.side[a] = best[a]
 
 
-def reached_inputs(axis):
-    """Pairs of an output and a tap that is within the input; axis: a record of `set_axis`."""
-    return sum([
-        max(min(count, axis[0] - offset) - max(-offset, 0), 0)
-        for _, count, taps in axis[3] for _, offset in taps
-    ])
-
-
 cdef class Tiles(Plan):
     """A problem prepared for the tiles algorithm."""
 
@@ -472,7 +464,8 @@ cdef class Tiles(Plan):
 
     def __init__(
         self, axes, Py_ssize_t channels, Py_ssize_t filters, Py_ssize_t groups,
-        bint channels_last, bint fused, bint minimal, packed, bias, double multiplications,
+        bint channels_last, bint fused, bint minimal, bint sparse, packed, bias,
+        double multiplications,
     ):
         """axes: records of `set_axis`; packed, bias: (weights, starts), (groups, padded)."""
         cdef TilesPlan *p = &self.plan
@@ -501,12 +494,8 @@ cdef class Tiles(Plan):
             len({(count, tuple([offset for _, offset in taps])) for _, count, taps in axis[3]}) == 1
             for axis in axes
         ])
-        # Taps are summed one by one, for at least a tenth of the positions in vain.
-        p.sparse = not minimal and not p.alike and tap_block(p.depth) == 1 and (
-            float(np.prod([reached_inputs(axis) for axis in axes])) < 0.9 * np.prod([
-                sum([count * len(taps) for _, count, taps in axis[3]]) for axis in axes
-            ])
-        )
+        # Positions are left out tap by tap.
+        p.sparse = sparse and not minimal and not p.alike and tap_block(p.depth) == 1
         p.channels_last = channels_last
         p.packed = reals(weights)
         p.panel = self.integers(starts)
@@ -721,8 +710,8 @@ cdef void lanes_sides(LanesPlan *p):
             if lanes_bytes(p) > room:
                 break
             boxes = box_count(p.side, p.axes)
-            rows = 1  # each box costs about as much as a row
-            rows += (d + p.axes[0].high - p.axes[0].low) * p.height
+            # Each box costs about as much as a row.
+            rows = 1 + (d + p.axes[0].high - p.axes[0].low) * p.height
             time = boxes * (LOAD * rows * p.pitch + products * d * lanes_positions(p))
             if least < 0 or (time < least and boxes >= LEAST_BOXES):
                 least = time

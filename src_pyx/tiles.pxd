@@ -40,7 +40,7 @@ from microkernel cimport Tile, depth_block, tap_block
 from scratch cimport Scratch, cut, scratch_at
 from simd cimport real, MR, NR, NV, VECTOR, REAL_BYTES, VECTOR_BYTES
 from transfer cimport (
-    LINE, announce_run, gather_block, put_row, put_run, put_voxels, scatter_into, stream_block,
+    LINE, announce_run, gather_block, put_row, put_run, put_voxels, scatter_into,
 )
 from winograd cimport (
     MOST, SKEW, grid_products, make_grid, multiply_images, outputs_of, pays, products_of,
@@ -537,7 +537,7 @@ cdef inline Py_ssize_t stream_runs(
     cdef Py_ssize_t i = 0
     if VECTOR_BYTES == LINE and filters == VECTOR and <uintptr_t>target % LINE == 0:
         while i + VECTOR <= run:
-            stream_block(source + i, column, target + i, step)
+            gather_block(source + i, column, target + i, step, True)
             i += VECTOR
     return i
 
@@ -583,7 +583,9 @@ cdef inline void store_first(
                         for g in range(filters):
                             announce_run(target + g * call.y_channel + part, n)
                     for i from 0 <= i < n by VECTOR:
-                        gather_block(source + part + i, block + f, line + i, RUN + VECTOR)
+                        gather_block(
+                            source + part + i, block + f, line + i, RUN + VECTOR, False
+                        )
                     for g in range(filters):
                         put_run(
                             target + g * call.y_channel + part, line + g * (RUN + VECTOR), n,
@@ -612,6 +614,9 @@ cdef inline Part make_part(
     cdef Part part
     cdef int a
     part.at = q * box_positions(p)
+    part.reached.positions = box_positions(p) if p.sparse else 0
+    part.reached.rows = work.reached + part.at * plain_taps(p)
+    part.reached.sums = work.reached_sums + part.at * plain_taps(p)
     part.reached.count = work.reached_count + q * plain_taps(p)
     part.rows = work.rows
     if not p.alike:  # else they share the pointers
@@ -629,9 +634,6 @@ cdef inline Part make_part(
     part.panel = p.packed + group * p.group_panel + p.panel[
         (part.phase[0] * axes[1].phases + part.phase[1]) * axes[2].phases + part.phase[2]
     ]
-    part.reached.positions = box_positions(p) if p.sparse else 0
-    part.reached.rows = work.reached + part.at * plain_taps(p)
-    part.reached.sums = work.reached_sums + part.at * plain_taps(p)
     part.minimal = False
     if p.minimal and part.positions > 0:
         part.grid = make_grid(axes, part.phase, box.lo, part.hi)

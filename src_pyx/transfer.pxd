@@ -101,29 +101,20 @@ cdef inline void transpose_block(
 
 
 cdef inline void gather_block(
-    const real *const *source, Py_ssize_t column, real *target, Py_ssize_t target_step
+    const real *const *source, Py_ssize_t column, real *target, Py_ssize_t target_step, bint stream
 ) noexcept nogil:
-    # target[j][i] = source[i][column + j] for i, j < VECTOR
+    # target[j][i] = source[i][column + j] for i, j < VECTOR; `stream` wants aligned targets.
     cdef vf rows[VECTOR]
     cdef int i
     for i in range(VECTOR):
         rows[i] = vload(source[i] + column)
     vtranspose(rows)
-    for i in range(VECTOR):
-        vstore(target + i * target_step, rows[i])
-
-
-cdef inline void stream_block(
-    const real *const *source, Py_ssize_t column, real *target, Py_ssize_t target_step
-) noexcept nogil:
-    # The same, streamed to aligned targets.
-    cdef vf rows[VECTOR]
-    cdef int i
-    for i in range(VECTOR):
-        rows[i] = vload(source[i] + column)
-    vtranspose(rows)
-    for i in range(VECTOR):
-        vstream(target + i * target_step, rows[i])
+    if stream:
+        for i in range(VECTOR):
+            vstream(target + i * target_step, rows[i])
+    else:
+        for i in range(VECTOR):
+            vstore(target + i * target_step, rows[i])
 
 
 cdef inline void scatter_block(

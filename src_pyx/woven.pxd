@@ -41,8 +41,7 @@ cdef inline void put_four(real *y, vf a, vf b, vf c, vf d, bint stream) noexcept
 cdef inline void woven_sized(
     Py_ssize_t tiles, Py_ssize_t depth, const real *const *a, const real *b, Py_ssize_t ldb,
     const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint both,
-    bint stream,
-    int streams, int mr,
+    bint stream, int streams, int mr,
 ) noexcept nogil:
     # out[i][left_at:] and, if both, out[i][right_at:] = a vector of positions each. The loops are as
     # in microkernel.pxd.
@@ -93,8 +92,7 @@ cdef inline void woven_sized(
 cdef inline void woven_streams(
     Py_ssize_t rows, Py_ssize_t depth, const real *const *a, const real *b, Py_ssize_t ldb,
     const real *const *bias, real *const *out, Py_ssize_t left_at, Py_ssize_t right_at, bint both,
-    bint stream,
-    int streams,
+    bint stream, int streams,
 ) noexcept nogil:
     # All rows, whole groups of streams, in tiles of as many groups as it holds, and what is left.
     cdef int most = MR // streams * streams

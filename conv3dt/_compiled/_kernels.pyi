@@ -42,6 +42,7 @@ class Tiles(Plan):
         channels_last: bool,
         fused: bool,
         minimal: bool,
+        sparse: bool,
         packed: _Packed,
         bias: _Array,
         multiplications: float,
