@@ -46,12 +46,15 @@ cdef struct Terms:  # a sum, for any number of rows
     const real *zeros  # instead of the bias
     Py_ssize_t step  # between the rows of x
     Py_ssize_t out_step
+    Py_ssize_t period  # of the weights in a row
+    Py_ssize_t wrap  # NR modulo that
     bint alike  # one weight for all lanes
     bint stream
 
 
 ctypedef void (*Tile)(
-    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length, int rows
+    const Terms *terms, Py_ssize_t blocks, Py_ssize_t tiles, Py_ssize_t at, Py_ssize_t column,
+    real *out, Py_ssize_t length, int rows,
 ) noexcept nogil
 
 
@@ -106,7 +109,7 @@ cdef inline Py_ssize_t depthwise_scratch(
     for a in range(3):
         terms *= largest_phase(&p.axes[a])
         image *= min(p.side[a] + p.axes[a].high - p.axes[a].low, p.axes[a].size)
-    if not p.channels_last or (p.along and p.repeat == 1):
+    if not p.channels_last:
         image = -VECTOR
     space.x = <const real **>cut(&memory, terms)
     space.w = <const real **>cut(&memory, terms)
@@ -130,13 +133,18 @@ cdef inline void repeat_row(
 
 
 cdef inline void load_image(
-    const Depthwise *p, const Call *call, const Box *box, Source *source, real *image
+    const Depthwise *p, const Box *box, Py_ssize_t column, Py_ssize_t columns, Source *source,
+    real *image,
 ) noexcept nogil:
+    # What these filters read. Not only for repeated channels: in here no vector lies across two
+    # cache lines and no rows crowd into a few cache sets.
+    cdef Py_ssize_t channel = column // p.repeat
+    cdef Py_ssize_t channels = (column + columns - 1) // p.repeat + 1 - channel
     cdef Py_ssize_t lo[3]
     cdef Py_ssize_t n[3]
     cdef Py_ssize_t d, h, w
     cdef const real *row
-    cdef real *target = image
+    cdef real *target = image + channel * p.repeat
     cdef int a
     for a in range(3):
         lo[a] = max(box.lo[a] + p.axes[a].low, 0)
@@ -145,14 +153,14 @@ cdef inline void load_image(
         for h in range(n[1]):
             row = (
                 source.x + (lo[0] + d) * source.step[0] + (lo[1] + h) * source.step[1]
-                + lo[2] * source.step[2]
+                + lo[2] * source.step[2] + channel
             )
-            if source.step[2] == p.channels:
-                repeat_row(row, n[2] * p.channels, p.repeat, target)
+            if channels == p.channels and source.step[2] == channels:
+                repeat_row(row, n[2] * channels, p.repeat, target)
                 target += n[2] * p.filters
                 continue
             for w in range(n[2]):
-                repeat_row(row + w * source.step[2], p.channels, p.repeat, target)
+                repeat_row(row + w * source.step[2], channels, p.repeat, target)
                 target += p.filters
     source.step[2] = p.filters
     source.step[1] = n[2] * source.step[2]
@@ -163,81 +171,93 @@ cdef inline void load_image(
 
 
 cdef inline void tile(
-    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length,
-    bint part, bint alike, int rows, int nv,
+    const Terms *terms, Py_ssize_t blocks, Py_ssize_t tiles, Py_ssize_t at, Py_ssize_t column,
+    real *out, Py_ssize_t length, bint part, bint alike, int rows, int nv,
 ) noexcept nogil:
-    # rows x nv vectors, which overlap where `length` is less than that.
-    cdef vf acc[ROWS][NV]
-    cdef vf weights[NV]
-    cdef vf x
-    cdef Py_ssize_t count = terms.count, step = terms.step, out_step = terms.out_step
-    cdef Py_ssize_t second = min(length - VECTOR, VECTOR)  # where the second vector starts
-    cdef Py_ssize_t t
+    # blocks x tiles of rows x nv vectors, which overlap where `length` is less than that. Loops
+    # over the rows are innermost and within another, as in microkernel.pxd.
+    cdef vf left[ROWS]
+    cdef vf right[ROWS]
+    cdef vf w0, w1, x
+    cdef Py_ssize_t step = terms.step, out_step = terms.out_step
+    cdef Py_ssize_t second = min(length - VECTOR, VECTOR) if nv > 1 else 0
+    cdef Py_ssize_t m, n, t, c
     cdef const real *source
-    cdef int i, j
-    for i in range(rows):
-        for j in range(nv):
-            acc[i][j] = vset(0)
-    for t in range(count):
-        source = terms.x[t] + at
-        for j in range(nv):
-            if alike:
-                weights[j] = vset(terms.w[t][column])
+    cdef real *target
+    cdef int i
+    for m in range(blocks):
+        c = column
+        for n in range(tiles):
+            for i in range(rows):
+                left[i] = vset(0)
+                right[i] = vset(0)
+            for t in range(terms.count):
+                source = terms.x[t] + at + n * NR
+                w0 = vset(terms.w[t][c]) if alike else vload(terms.w[t] + c)
+                w1 = w0 if alike else vload(terms.w[t] + c + second)
+                for i in range(rows):
+                    x = vload_part(source, length) if part else vload(source)
+                    left[i] = vfma(x, w0, left[i])
+                    if nv > 1:
+                        right[i] = vfma(vload(source + second), w1, right[i])
+                    source += step
+            # The bias comes last: no partial sum then rounds as coarsely as a large one makes it.
+            w0 = vset(terms.bias[c]) if alike else vload(terms.bias + c)
+            w1 = w0 if alike else vload(terms.bias + c + second)
+            target = out + n * NR
+            if terms.stream:
+                for i in range(rows):
+                    vstream(target, vadd(left[i], w0))
+                    if nv > 1:
+                        vstream(target + VECTOR, vadd(right[i], w1))
+                    target += out_step
             else:
-                weights[j] = vload(terms.w[t] + column + j * second)
-        for i in range(rows):
-            for j in range(nv):
-                x = vload_part(source, length) if part else vload(source + j * second)
-                acc[i][j] = vfma(x, weights[j], acc[i][j])
-            source += step
-    # The bias comes last: no partial sum then rounds as coarsely as a large bias would make it.
-    for j in range(nv):
-        x = vset(terms.bias[column]) if alike else vload(terms.bias + column + j * second)
-        for i in range(rows):
-            acc[i][j] = vadd(acc[i][j], x)
-    if terms.stream:
-        for i in range(rows):
-            for j in range(nv):
-                vstream(out + j * VECTOR, acc[i][j])
-            out += out_step
-        return
-    for i in range(rows):
-        for j in range(nv):
-            vstore(out + j * second, acc[i][j])
-        out += out_step
+                for i in range(rows):
+                    vstore(target, vadd(left[i], w0))
+                    if nv > 1:
+                        vstore(target + second, vadd(right[i], w1))
+                    target += out_step
+            if not alike:
+                c += terms.wrap
+                if c >= terms.period:
+                    c -= terms.period
+        at += rows * step
+        out += rows * out_step
 
 
 cdef inline void tile_shaped(
-    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length, int rows
+    const Terms *terms, Py_ssize_t blocks, Py_ssize_t tiles, Py_ssize_t at, Py_ssize_t column,
+    real *out, Py_ssize_t length, int rows,
 ) noexcept nogil:
     if length < VECTOR:
         if terms.alike:
-            tile(terms, at, column, out, length, True, True, rows, 1)
+            tile(terms, blocks, tiles, at, column, out, length, True, True, rows, 1)
         else:
-            tile(terms, at, column, out, length, True, False, rows, 1)
+            tile(terms, blocks, tiles, at, column, out, length, True, False, rows, 1)
     elif length > VECTOR:
         if terms.alike:
-            tile(terms, at, column, out, length, False, True, rows, NV)
+            tile(terms, blocks, tiles, at, column, out, length, False, True, rows, NV)
         else:
-            tile(terms, at, column, out, length, False, False, rows, NV)
+            tile(terms, blocks, tiles, at, column, out, length, False, False, rows, NV)
     elif terms.alike:
-        tile(terms, at, column, out, length, False, True, rows, 1)
+        tile(terms, blocks, tiles, at, column, out, length, False, True, rows, 1)
     else:
-        tile(terms, at, column, out, length, False, False, rows, 1)
+        tile(terms, blocks, tiles, at, column, out, length, False, False, rows, 1)
 
 
 cdef inline void depthwise_tile_rows(
-    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length, int rows
+    const Terms *terms, Py_ssize_t blocks, Py_ssize_t tiles, Py_ssize_t at, Py_ssize_t column,
+    real *out, Py_ssize_t length, int rows,
 ) noexcept nogil:
     # A constant shape for every call: only then do the accumulators live in registers.
     if rows == 1:
-        tile_shaped(terms, at, column, out, length, 1)
+        tile_shaped(terms, blocks, tiles, at, column, out, length, 1)
     elif rows == 2:
-        tile_shaped(terms, at, column, out, length, 2)
+        tile_shaped(terms, blocks, tiles, at, column, out, length, 2)
     elif rows == 4:
-        tile_shaped(terms, at, column, out, length, 4)
+        tile_shaped(terms, blocks, tiles, at, column, out, length, 4)
     else:
-        tile_shaped(terms, at, column, out, length, ROWS)
+        tile_shaped(terms, blocks, tiles, at, column, out, length, ROWS)
 
 
 cdef inline void tile_blocks(
@@ -250,14 +270,14 @@ cdef inline void tile_blocks(
     cdef Py_ssize_t low, i, j
     block.stream = False
     block.count = MOST_TERMS
-    call_tile(&block, at, column, out, length, rows)
+    call_tile(&block, 1, 1, at, column, out, length, rows)
     block.bias = terms.zeros
     block.out_step = NR
     for low from MOST_TERMS <= low < terms.count by MOST_TERMS:
         block.x = terms.x + low
         block.w = terms.w + low
         block.count = min(MOST_TERMS, terms.count - low)
-        call_tile(&block, at, column, sums, length, rows)
+        call_tile(&block, 1, 1, at, column, sums, length, rows)
         for i in range(rows):
             for j in range(length):
                 out[i * terms.out_step + j] += sums[i * NR + j]
@@ -265,28 +285,33 @@ cdef inline void tile_blocks(
 
 cdef inline void sum_rows(
     Tile call_tile, const Terms *terms, Py_ssize_t rows, Py_ssize_t length, Py_ssize_t at,
-    Py_ssize_t column, Py_ssize_t period, real *out,
+    Py_ssize_t column, real *out,
 ) noexcept nogil:
     # `rows` rows of `length` reals. A last vector that is not whole begins further left, and
     # computes again what it shares with the one before.
-    cdef Py_ssize_t v, c
+    cdef Py_ssize_t v, c, tiles, blocks
+    cdef bint long = terms.count > MOST_TERMS
     cdef int some = ROWS
     while rows > 0:
         while some > rows:
             some //= 2
+        blocks = 1 if long else rows // some
         v = 0
         while v < length:
             if length >= VECTOR:
                 v = min(v, length - VECTOR)
-            c = column if terms.alike else column + v % period
-            if terms.count <= MOST_TERMS:
-                call_tile(terms, at + v, c, out + v, min(length - v, NR), some)
-            else:
+            c = column
+            if not terms.alike:
+                c += v if v < terms.period else v % terms.period
+            tiles = 1 if long else max((length - v) // NR, 1)
+            if long:
                 tile_blocks(call_tile, terms, at + v, c, out + v, min(length - v, NR), some)
-            v += NR
-        rows -= some
-        at += some * terms.step
-        out += some * terms.out_step
+            else:
+                call_tile(terms, blocks, tiles, at + v, c, out + v, min(length - v, NR), some)
+            v += tiles * NR
+        rows -= blocks * some
+        at += blocks * some * terms.step
+        out += blocks * some * terms.out_step
 
 
 cdef inline Py_ssize_t same_taps(
@@ -350,6 +375,8 @@ cdef inline void sum_phase(
     terms.bias = p.bias
     terms.zeros = p.zeros
     terms.alike = p.voxel == 1
+    terms.period = p.voxel
+    terms.wrap = NR % p.voxel
     terms.stream = stream
     terms.step = source.step[2] if p.along else source.step[1]
     terms.out_step = voxel_step if p.along else row_step
@@ -367,7 +394,7 @@ cdef inline void sum_phase(
                     p.tile, &terms,
                     w_end - w if p.along else h_end - h,
                     columns if p.along else (w_end - w) * p.voxel,
-                    at + i * source.step[1], column, p.voxel, target + i * row_step,
+                    at + i * source.step[1], column, target + i * row_step,
                 )
             w = w_end
         h = h_end
@@ -521,13 +548,12 @@ cdef inline void depthwise_task(
         source.step[f] = call.x_step[f + 1]
     source.x = x
     if p.channels_last:
-        if p.repeat > 1 or not (p.along or call.x_step[3] == p.filters):
-            load_image(p, call, &box, &source, space.image)
         columns = p.filters
         if p.along:
             columns = min(last * NR, p.filters) - first * NR
             first *= NR
         last = first + 1
+        load_image(p, &box, first, columns, &source, space.image)
     for f in range(first, last):
         if not p.channels_last:
             source.x = x + f // p.repeat * call.x_channel

@@ -41,9 +41,9 @@ DTYPE = np.dtype(np.float32 if REAL_BYTES == 4 else np.float64)
 
 cdef int REAL_TYPE = cnp.NPY_FLOAT32 if REAL_BYTES == 4 else cnp.NPY_FLOAT64
 
-# Sums of the depthwise algorithm: of positions whose input stays in the first-level cache, of
+# Sums of the depthwise algorithm: of positions whose input is loaded at once, of
 # a row, of rows before they are stored, of a box.
-cdef Py_ssize_t POSITION_REALS = 1 << 10
+cdef Py_ssize_t POSITION_REALS = 1 << 12
 cdef Py_ssize_t ROW_REALS = 4 << 10
 cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
@@ -776,13 +776,15 @@ def pack_depthwise(kernel):
 def wrapped(row):
     """The last axis, and its first NR numbers once more, however few it has."""
     size = row.shape[row.ndim - 1]
-    return np.ascontiguousarray(row[..., np.arange(size + _NR) % size])
+    long = aligned(row.size // size * (size + _NR)).reshape(*row.shape[:-1], size + _NR)
+    return np.take(row, np.arange(size + _NR) % size, axis=-1, out=long, mode='clip')
 
 
 cdef void depthwise_tile(
-    const Terms *terms, Py_ssize_t at, Py_ssize_t column, real *out, Py_ssize_t length, int rows
+    const Terms *terms, Py_ssize_t blocks, Py_ssize_t tiles, Py_ssize_t at, Py_ssize_t column,
+    real *out, Py_ssize_t length, int rows,
 ) noexcept nogil:
-    depthwise_tile_rows(terms, at, column, out, length, rows)
+    depthwise_tile_rows(terms, blocks, tiles, at, column, out, length, rows)
 
 
 cdef class Depthwise(Plan):
