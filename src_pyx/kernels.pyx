@@ -503,7 +503,10 @@ cdef class Tiles(Plan):
         p.bias = reals(bias)
         p.zeros = reals(zeros)
         p.far = weights.nbytes >= FAR_BYTES
-        tile_sides(p, 2 * LEAST_TILES if p.far else LEAST_TILES)
+        room = LEAST_TILES
+        if p.far:  # larger boxes, as long as their inputs stay in the second-level cache
+            room = min(max(room, IMAGES_BYTES // (2 * _MR * p.depth * REAL_BYTES)), 2 * room)
+        tile_sides(p, room)
         for a in range(3):
             p.spread[a] = 1
         p.together = 1
@@ -776,8 +779,8 @@ def pack_depthwise(kernel):
 def wrapped(row):
     """The last axis, and its first NR numbers once more, however few it has."""
     size = row.shape[row.ndim - 1]
-    long = aligned(row.size // size * (size + _NR)).reshape(*row.shape[:-1], size + _NR)
-    return np.take(row, np.arange(size + _NR) % size, axis=-1, out=long, mode='clip')
+    long = aligned(row.size // size * (size + _NR)).reshape(*row.shape[:row.ndim - 1], size + _NR)
+    return np.take(row, np.arange(size + _NR) % size, axis=row.ndim - 1, out=long, mode="clip")
 
 
 cdef void depthwise_tile(
