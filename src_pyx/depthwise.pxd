@@ -7,10 +7,11 @@
 #     channels_first   | p0 p1 p2 p3 p4 p5 ...           positions of one filter: one weight
 #
 #     for box of positions, some of the filters          a task
+#       channels_last: image = what they read, a channel repeated for each of its filters
 #       for output depth, for band of rows
 #         for phase of height, of width
 #           for rectangle of positions with the same taps in range
-#             for ROWS rows, for one or NV vectors: tile    weights are loaded once for the rows
+#             for ROWS rows, for NV vectors: tile           weights are loaded once for the rows
 #         activation, phases woven into output rows
 #
 #                t:  w[t] | vector 0  | vector 1  |
@@ -85,7 +86,7 @@ cdef struct Space:  # parts of the scratch memory
     const real **w
     real *sums  # [phase of height][phase of width][row of the band][reach]
     real *run  # output rows of the band
-    real *image  # channels_last: the box's input in whole rows of filters, where x has none
+    real *image  # channels_last: the box's input in whole rows of filters
 
 
 cdef inline Py_ssize_t reach(const Depthwise *p) noexcept nogil:
@@ -136,8 +137,8 @@ cdef inline void load_image(
     const Depthwise *p, const Box *box, Py_ssize_t column, Py_ssize_t columns, Source *source,
     real *image,
 ) noexcept nogil:
-    # What these filters read. Not only for repeated channels: in here no vector lies across two
-    # cache lines and no rows crowd into a few cache sets.
+    # Worth it for single filters as well: an image has no vectors across two cache lines, and
+    # no rows that crowd into a few cache sets.
     cdef Py_ssize_t channel = column // p.repeat
     cdef Py_ssize_t channels = (column + columns - 1) // p.repeat + 1 - channel
     cdef Py_ssize_t lo[3]

@@ -41,9 +41,7 @@ DTYPE = np.dtype(np.float32 if REAL_BYTES == 4 else np.float64)
 
 cdef int REAL_TYPE = cnp.NPY_FLOAT32 if REAL_BYTES == 4 else cnp.NPY_FLOAT64
 
-# Sums of the depthwise algorithm: of positions whose input is loaded at once, of
-# a row, of rows before they are stored, of a box.
-cdef Py_ssize_t POSITION_REALS = 1 << 12
+# Sums of the depthwise algorithm: of a row, of rows before they are stored, of a box.
 cdef Py_ssize_t ROW_REALS = 4 << 10
 cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
@@ -801,7 +799,7 @@ cdef class Depthwise(Plan):
     ):
         """axes: records of `set_axis`; packed, bias: from `pack_depthwise`, `wrapped`."""
         cdef DepthwisePlan *p = &self.plan
-        cdef Py_ssize_t plane, room
+        cdef Py_ssize_t plane
         cdef Space space
         cdef int a
         zeros = np.zeros(max(bias.size, len(axes[2][3])), DTYPE)
@@ -821,8 +819,7 @@ cdef class Depthwise(Plan):
         p.along = channels_last and filters % _VECTOR == 0 and p.axes[2].grid >= min(
             <Py_ssize_t>4, p.axes[1].grid
         )
-        room = max(POSITION_REALS // p.voxel, ROWS) if p.along else ROW_REALS // p.voxel
-        p.side[2] = even_part(p.axes[2].grid, room)
+        p.side[2] = even_part(p.axes[2].grid, max(ROW_REALS // p.voxel, ROWS))
         plane = p.side[2] * p.voxel
         p.band = even_part(p.axes[1].grid, max(BAND_REALS // plane, ROWS))
         p.side[1] = even_part(p.axes[1].grid, max(BOX_REALS // plane, 1))

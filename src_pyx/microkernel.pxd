@@ -67,7 +67,8 @@ cdef inline void tile_sized(
     cdef vf left[MR]
     cdef vf right[MR]
     cdef vf b0, b1, scalar
-    cdef Py_ssize_t n, t, k
+    cdef Py_ssize_t n, t, k, paired
+    cdef const real *two
     cdef const real *const *row
     cdef const real *term
     cdef int i
@@ -78,7 +79,20 @@ cdef inline void tile_sized(
         row = a
         term = b
         for t in range(taps):
-            for k in range(low, high):
+            paired = low
+            if nv == 1:  # two products by address: of these there are more than registers
+                for k from low <= k < high - 1 by 2:
+                    b0 = vload(term)
+                    b1 = vload(term + ldb)
+                    vfetch_far(ahead)
+                    vfetch_far(ahead + pace)
+                    ahead += 2 * pace
+                    for i in range(mr):
+                        two = row[i] + k
+                        left[i] = vfma(vset(two[1]), b1, vfma(vset(two[0]), b0, left[i]))
+                    term += 2 * ldb
+                paired = low + (high - low) // 2 * 2
+            for k in range(paired, high):
                 b0 = vload(term)
                 b1 = vload(term + VECTOR * (nv - 1))
                 vfetch_far(ahead)
