@@ -45,7 +45,8 @@ cdef int REAL_TYPE = cnp.NPY_FLOAT32 if REAL_BYTES == 4 else cnp.NPY_FLOAT64
 cdef Py_ssize_t ROW_REALS = 4 << 10
 cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
-cdef Py_ssize_t SUMS_BYTES = 256 << 10  # parts of the second-level cache
+# Parts of the second-level cache, which is larger where AVX-512 is.
+cdef Py_ssize_t SUMS_BYTES = (384 if VECTOR_BYTES > 32 else 256) << 10
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
 cdef Py_ssize_t MOST_IMAGES_BYTES = 4 << 20  # of a thread
 cdef Py_ssize_t ROWS_REALS = 2 << 10  # in the first-level cache, for a second pass
@@ -537,21 +538,26 @@ cdef class Tiles(Plan):
 
 cdef void taps_sides(TapsPlan *p, Py_ssize_t most):
     """Boxes of at most `most` positions of depth x height that load the fewest input rows."""
-    cdef Py_ssize_t side[2]
-    cdef Py_ssize_t boxes, loads, parts, best = -1, count, a
-    for count in range(1, max(min(p.axes[0].grid, most), 1) + 1):
-        side[0] = even_part(p.axes[0].grid, count)
-        side[1] = even_part(p.axes[1].grid, max(most // side[0], 1))
-        loads = 1
-        boxes = 1
-        for a in range(2):
-            parts = ceil_div(p.axes[a].grid, side[a])
-            loads *= parts * min(side[a] + p.axes[a].high - p.axes[a].low, p.axes[a].size)
-            boxes *= parts
-        if best < 0 or (loads < best and boxes >= LEAST_BOXES):
-            best = loads
-            p.side[0] = side[0]
-            p.side[1] = side[1]
+    cdef const Axis *depth = &p.axes[0]
+    cdef const Axis *height = &p.axes[1]
+    cdef Py_ssize_t fewest = min(LEAST_BOXES, max(depth.grid, height.grid))
+    cdef Py_ssize_t loads, count, rows, planes, best = -1
+    for count in range(1, max(min(depth.grid, most), 1) + 1):
+        planes = even_part(depth.grid, count)
+        for rows in range(max(min(height.grid, most // planes), 1), 0, -1):
+            rows = even_part(height.grid, rows)
+            if ceil_div(depth.grid, planes) * ceil_div(height.grid, rows) < fewest:
+                continue
+            loads = loaded_rows(depth, planes) * loaded_rows(height, rows)
+            if best < 0 or loads < best:
+                best = loads
+                p.side[0] = planes
+                p.side[1] = rows
+
+
+cdef Py_ssize_t loaded_rows(const Axis *axis, Py_ssize_t side):
+    """What all boxes together load along an axis."""
+    return ceil_div(axis.grid, side) * min(side + axis.high - axis.low, axis.size)
 
 
 cdef class Taps(Plan):
