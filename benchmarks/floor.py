@@ -3,7 +3,7 @@
 A row cannot be done faster than max(flops / FMA peak, bytes read / read bandwidth +
 bytes written / write bandwidth). The bandwidths are those of a block as large as the row's input,
 output and weights together, so that rows that fit a cache are not held to DRAM; writing
-counts the better of ordinary and streaming stores.
+counts the better of ordinary and streaming stores, of what is not zero.
 """
 
 from __future__ import annotations

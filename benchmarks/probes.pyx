@@ -13,21 +13,22 @@ from libc.string cimport memset
 cdef extern from *:
     """
     #include <time.h>
+    #define BYTE 0x3f /* not 0: some CPUs write zeros twice as fast as anything else */
     #if defined(__x86_64__)
     #include <immintrin.h>
     static void stream(float *p, long n) {
-        const __m128 zero = _mm_setzero_ps();
+        const __m128 some = _mm_castsi128_ps(_mm_set1_epi8(BYTE));
         for (long i = 0; i < n; i += 16) {
-            _mm_stream_ps(p + i, zero);
-            _mm_stream_ps(p + i + 4, zero);
-            _mm_stream_ps(p + i + 8, zero);
-            _mm_stream_ps(p + i + 12, zero);
+            _mm_stream_ps(p + i, some);
+            _mm_stream_ps(p + i + 4, some);
+            _mm_stream_ps(p + i + 8, some);
+            _mm_stream_ps(p + i + 12, some);
         }
         _mm_sfence();
     }
     #else
     #include <string.h>
-    static void stream(float *p, long n) { memset(p, 0, n * sizeof(float)); }
+    static void stream(float *p, long n) { memset(p, BYTE, n * sizeof(float)); }
     #endif
     /* Independent chains hide the latency: 12 of the widest vectors fit every register file. */
     #if defined(__AVX512F__)
@@ -55,7 +56,7 @@ cdef extern from *:
         return t.tv_sec + 1e-9 * t.tv_nsec;
     }
     """
-    int LANES, CHAINS
+    int BYTE, LANES, CHAINS
     void stream(float *p, long n) noexcept nogil
     float chains(long n) noexcept nogil
     double now() noexcept nogil
@@ -109,5 +110,5 @@ def write(float[::1] block, int times, int threads, bint streaming):
             if streaming:
                 stream(&block[t * part], part)
             else:
-                memset(&block[t * part], 0, part * sizeof(float))
+                memset(&block[t * part], BYTE, part * sizeof(float))
     return now() - start
