@@ -540,7 +540,9 @@ cdef void taps_sides(TapsPlan *p, Py_ssize_t most):
     """Boxes of at most `most` positions of depth x height that load the fewest input rows."""
     cdef const Axis *depth = &p.axes[0]
     cdef const Axis *height = &p.axes[1]
-    cdef Py_ssize_t fewest = min(LEAST_BOXES, max(depth.grid, height.grid))
+    cdef Py_ssize_t fewest = min(
+        LEAST_BOXES, max(depth.grid, height.grid), depth.grid * height.grid
+    )
     cdef Py_ssize_t loads, count, rows, planes, best = -1
     for count in range(1, max(min(depth.grid, most), 1) + 1):
         planes = even_part(depth.grid, count)

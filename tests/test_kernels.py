@@ -201,6 +201,17 @@ def test_axes_without_outputs(cropped: int, isa: str, dtype: str, channels_last:
                 _compare(problem, dtype)
 
 
+@pytest.mark.parametrize("cropped", range(3))
+def test_axes_whose_outputs_no_tap_reaches(
+    cropped: int, isa: str, dtype: str, channels_last: bool
+) -> None:
+    """Nothing but bias: once boxes without sides, and a division by 0."""
+    axes = [axis(9, 3), axis(9, 3, 2), axis(9, 5, 2, 3)]
+    axes[cropped] = axis(1, 3, 1, 2, crop=6, extra=2)
+    assert axes[cropped].out == 1
+    _compare(Problem(1, 4, 1, (axes[0], axes[1], axes[2]), channels_last), dtype)
+
+
 def test_no_channels(isa: str, dtype: str, channels_last: bool) -> None:
     _compare(Problem(0, 3, 1, _axes(2, 3, 4, "k3 s2"), channels_last), dtype)
 
