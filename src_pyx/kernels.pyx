@@ -543,11 +543,11 @@ cdef void taps_sides(TapsPlan *p, Py_ssize_t most):
     cdef Py_ssize_t fewest = min(
         LEAST_BOXES, max(depth.grid, height.grid), depth.grid * height.grid
     )
-    cdef Py_ssize_t loads, count, rows, planes, best = -1
-    for count in range(1, max(min(depth.grid, most), 1) + 1):
-        planes = even_part(depth.grid, count)
-        for rows in range(max(min(height.grid, most // planes), 1), 0, -1):
-            rows = even_part(height.grid, rows)
+    cdef Py_ssize_t loads, planes, rows, d, h, best = -1
+    for d in range(1, max(min(depth.grid, most), 1) + 1):
+        planes = even_part(depth.grid, d)
+        for h in range(max(min(height.grid, most // planes), 1), 0, -1):
+            rows = even_part(height.grid, h)
             if ceil_div(depth.grid, planes) * ceil_div(height.grid, rows) < fewest:
                 continue
             loads = loaded_rows(depth, planes) * loaded_rows(height, rows)
@@ -783,10 +783,10 @@ def pack_depthwise(kernel):
 
 
 def wrapped(row):
-    """The last axis, and its first NR numbers once more, however few it has."""
+    """The last axis, and its first NR numbers once more, however few it has; `aligned`."""
     size = row.shape[row.ndim - 1]
     long = aligned(row.size // size * (size + _NR)).reshape(*row.shape[:row.ndim - 1], size + _NR)
-    return np.take(row, np.arange(size + _NR) % size, axis=row.ndim - 1, out=long, mode="clip")
+    return np.take(row, np.arange(size + _NR) % size, axis=row.ndim - 1, out=long)
 
 
 cdef void depthwise_tile(

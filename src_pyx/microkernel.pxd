@@ -79,19 +79,18 @@ cdef inline void tile_sized(
         row = a
         term = b
         for t in range(taps):
-            paired = low
-            if nv == 1:  # two products by address: of these there are more than registers
-                for k from low <= k < high - 1 by 2:
-                    b0 = vload(term)
-                    b1 = vload(term + ldb)
-                    vfetch_far(ahead)
-                    vfetch_far(ahead + pace)
-                    ahead += 2 * pace
-                    for i in range(mr):
-                        two = row[i] + k
-                        left[i] = vfma(vset(two[1]), b1, vfma(vset(two[0]), b0, left[i]))
-                    term += 2 * ldb
-                paired = low + (high - low) // 2 * 2
+            # Two products by address, where of these there are more than registers.
+            paired = low + (high - low) // 2 * 2 if nv == 1 else low
+            for k from low <= k < paired by 2:
+                b0 = vload(term)
+                b1 = vload(term + ldb)
+                vfetch_far(ahead)
+                vfetch_far(ahead + pace)
+                ahead += 2 * pace
+                for i in range(mr):
+                    two = row[i] + k
+                    left[i] = vfma(vset(two[1]), b1, vfma(vset(two[0]), b0, left[i]))
+                term += 2 * ldb
             for k in range(paired, high):
                 b0 = vload(term)
                 b1 = vload(term + VECTOR * (nv - 1))
