@@ -562,6 +562,17 @@ cdef Py_ssize_t loaded_rows(const Axis *axis, Py_ssize_t side):
     return ceil_div(axis.grid, side) * min(side + axis.high - axis.low, axis.size)
 
 
+cdef Py_ssize_t sum_reach(const Axis *width, Py_ssize_t side, Py_ssize_t lines):
+    """Positions that a sum needs: its margin, and what the tiles of any box add to."""
+    cdef Py_ssize_t end = (lines - 1) * side + ceil_div(side, _VECTOR) * _VECTOR
+    cdef Py_ssize_t lo, first, n
+    for lo from 0 <= lo < width.grid by side:
+        first = max(lo + width.low, 0)
+        n = lines * (min(min(lo + side, width.grid) + width.high, width.size) - first)
+        end = max(end, first - lo - width.low + ceil_div(n, _VECTOR) * _VECTOR)
+    return ceil_div(width.high - width.low + end, _VECTOR) * _VECTOR
+
+
 cdef class Taps(Plan):
     """A problem prepared for the taps algorithm; `kernel` is used as it is."""
 
@@ -610,8 +621,7 @@ cdef class Taps(Plan):
         p.lines = 1
         if p.plain and (p.woven > 0 or not channels_last) and p.axes[2].grid < LINE:
             p.lines = even_part(p.axes[1].grid, LINE // p.axes[2].grid)
-        p.reach = p.lines * p.side[2] + 2 * p.left + _NR
-        p.reach = ceil_div(p.reach, _VECTOR) * _VECTOR
+        p.reach = sum_reach(&p.axes[2], p.side[2], p.lines)
         for a in range(2):
             by_tap = sorted([
                 (tap, first, count, offset)

@@ -183,8 +183,12 @@ cdef inline void tile_rows(
     const real *const *sums, const real *bias, real *const *out, Py_ssize_t column,
     bint stream, const real *ahead, Py_ssize_t pace, int nv,
 ) noexcept nogil:
-    # All rows in whole tiles, and those that are left in one more.
-    cdef Py_ssize_t part = MR, tiles = rows // MR
+    # All rows in equal tiles, or where those of several taps lie between them in whole ones; and
+    # what is left in one more.
+    cdef Py_ssize_t part = even_part(rows, MR) if next_a == MR else MR
+    cdef Py_ssize_t tiles = rows // part
+    if next_a == MR:
+        next_a = part
     while rows > 0:
         if tiles == 0:
             part = rows

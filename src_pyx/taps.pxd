@@ -23,7 +23,7 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 from call cimport Call
 from epilogue cimport LINEAR, activate
-from geometry cimport Axis, Box, box_at, even_part
+from geometry cimport Axis, Box, box_at, box_count
 from microkernel cimport depth_block
 from scratch cimport Scratch, cut, scratch_at
 from simd cimport real, vf, MR, NR, VECTOR, REAL_BYTES, VECTOR_BYTES, vload, vstore, vset, vadd
@@ -94,7 +94,7 @@ cdef inline void load_rows(
     const Taps *p, const Call *call, const real *x, Py_ssize_t lines, Py_ssize_t n,
     Py_ssize_t row, real *panel,
 ) noexcept nogil:
-    # panel[channel][line * n + position] = the input rows; zeros up to `row`.
+    # panel[channel][line * n + position] = the input rows
     cdef Py_ssize_t c, i
     if p.channels_last:
         for i in range(lines):
@@ -108,30 +108,48 @@ cdef inline void load_rows(
                     panel + c * row + i * n, x + c * call.x_channel + i * call.x_step[2],
                     n * REAL_BYTES,
                 )
-    for c in range(p.channels):
-        for i in range(lines * n, row):
-            panel[c * row + i] = 0
+
+
+cdef inline bint within(
+    const Taps *p, const Box *box, int a, Py_ssize_t tap, Py_ssize_t row
+) noexcept nogil:
+    # Whether an input row meets this tap within the box.
+    cdef Py_ssize_t i = row - p.offset[a][tap]
+    return box.lo[a] <= i and i < min(box.hi[a], p.count[a][tap])
+
+
+cdef inline bint meets_all(const Taps *p, const Box *box, Py_ssize_t h) noexcept nogil:
+    # Whether it meets all taps of the height.
+    cdef Py_ssize_t r
+    for r in range(p.taps[1]):
+        if not within(p, box, 1, r, h):
+            return False
+    return True
+
+
+cdef inline Py_ssize_t sums_at(const Taps *p, const Box *box, Py_ssize_t h) noexcept nogil:
+    # From the sums of the box's first row to those of row h
+    return (h - box.lo[1]) // p.lines * p.axes[1].stride * p.streams * p.reach
 
 
 cdef inline Py_ssize_t reached(
     const Taps *p, const Box *box, Py_ssize_t d, Py_ssize_t h, const Room *room
 ) noexcept nogil:
-    # The rows of weights that input row (d, h) meets within the box, and the sums they go to.
-    cdef Py_ssize_t q, r, t, i, j, at, count = 0
+    # The rows of weights that input row (d, h) meets within the box, and the sums they go to,
+    # less `sums_at` h: then the next row has the same, if both meet all taps of the height.
+    cdef Py_ssize_t q, r, t, i, j, count = 0
     for q in range(p.taps[0]):
-        i = d - p.offset[0][q]
-        if i < box.lo[0] or i >= min(box.hi[0], p.count[0][q]):
+        if not within(p, box, 0, q, d):
             continue
-        i = (i - box.lo[0]) * p.axes[0].stride + p.first[0][q]
+        i = (d - p.offset[0][q] - box.lo[0]) * p.axes[0].stride + p.first[0][q]
+        i *= p.side[1] // p.lines * p.axes[1].stride
         for r in range(p.taps[1]):
-            j = h - p.offset[1][r]
-            if j < box.lo[1] or j >= min(box.hi[1], p.count[1][r]):
+            if not within(p, box, 1, r, h):
                 continue
-            j = (j - box.lo[1]) * p.axes[1].stride + p.first[1][r]
-            at = (i * (p.side[1] // p.lines) * p.axes[1].stride + j) * p.streams * p.reach + p.left
+            j = i + p.first[1][r] - p.offset[1][r] * p.axes[1].stride
             for t in range(p.rows - 1, -1, -1):  # by position, as block follows block
                 room.weights[count] = p.weights + ((q * p.taps[1] + r) * p.rows + t) * p.channels
-                room.targets[count] = room.sums + at + p.shift[t]
+                room.targets[count] = room.sums + j * p.streams * p.reach + p.left + p.shift[t]
                 count += 1
     return count
 
@@ -280,49 +298,48 @@ cdef inline void taps_task(
     const void *plan, const Call *call, Py_ssize_t index, char *scratch
 ) noexcept nogil:
     cdef const Taps *p = <const Taps *>plan
-    cdef Py_ssize_t boxes = 1, a, d, h, w, n, count, some, stop
+    cdef Py_ssize_t boxes = box_count(p.side, p.axes)
+    cdef Py_ssize_t d, h, w, n, some, stop, count
     cdef Py_ssize_t row = panel_row(p)
     cdef const real *x
     cdef real *y
-    cdef bint woven
-    cdef Box box
+    cdef bint woven, whole
+    cdef Box box = box_at(index % boxes, p.side, p.axes)
     cdef Room room
-    for a in range(3):
-        boxes *= (p.axes[a].grid + p.side[a] - 1) // p.side[a]
     taps_scratch(p, scratch, &room)
-    box = box_at(index % boxes, p.side, p.axes)
-    x = call.x + index // boxes * call.x_step[0]
+    w = max(box.lo[2] + p.axes[2].low, 0)
+    n = min(box.hi[2] + p.axes[2].high, p.axes[2].size) - w
+    x = call.x + index // boxes * call.x_step[0] + w * call.x_step[3]
     y = call.y + index // boxes * call.y_step[0]
     woven = stores_woven(p, call, &box)
     if not p.plain:
         memset(room.sums, 0, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
-    w = max(box.lo[2] + p.axes[2].low, 0)
-    n = min(box.hi[2] + p.axes[2].high, p.axes[2].size) - w
+    memset(room.panel, 0, p.channels * row * REAL_BYTES)  # positions that no row fills
     if n > 0:
         for d in range(
             max(box.lo[0] + p.axes[0].low, 0),
             min(box.hi[0] + p.axes[0].high, p.axes[0].size),
         ):
+            whole = False
             stop = min(box.hi[1] + p.axes[1].high, p.axes[1].size)
             for h from max(box.lo[1] + p.axes[1].low, 0) <= h < stop by p.lines:
                 if woven:
                     count = point_woven(p, call, y + p.woven * box.lo[2], d, h, &room)
-                else:
+                elif not (whole and meets_all(p, &box, h)):
                     count = reached(p, &box, d, h, &room)
+                    whole = meets_all(p, &box, h)
                 if count == 0:
                     continue
                 some = min(p.lines, stop - h)
                 load_rows(
-                    p, call,
-                    x + d * call.x_step[1] + h * call.x_step[2] + w * call.x_step[3],
-                    some, n, row, room.panel,
+                    p, call, x + d * call.x_step[1] + h * call.x_step[2], some, n, row, room.panel
                 )
                 if woven:
                     multiply_woven(p, call, &room, row, some, n, count)
                     continue
                 multiply_row(
-                    p, call, &room, row, some * n, count, w - box.lo[2],
-                    x + d * call.x_step[1] + (h + p.lines) * call.x_step[2] + w * call.x_step[3],
+                    p, call, &room, row, some * n, count, sums_at(p, &box, h) + w - box.lo[2],
+                    x + d * call.x_step[1] + (h + p.lines) * call.x_step[2],
                 )
     if not woven:
         store_rows(p, call, y, &box, &room)
