@@ -150,6 +150,8 @@ cdef class Plan:
     cdef readonly Py_ssize_t scratch  # bytes per thread
     cdef Task task
     cdef const void *self_plan
+    cdef Py_ssize_t lone_tasks  # of a thread that is alone, if it has larger boxes; or 0
+    cdef const void *lone_plan
     cdef list keep  # arrays whose memory the structs point to
 
     cdef Py_ssize_t *integers(self, values):
@@ -185,6 +187,7 @@ cdef class Plan:
         cdef Py_ssize_t total, batch = cnp.PyArray_DIM(x, 0)
         cdef Py_ssize_t size
         cdef int i, team
+        cdef bint lone
         cdef int channel = 4 if self.channels_last else 1
         cdef int space = 1 if self.channels_last else 2
         call.x = reals(x)
@@ -207,7 +210,8 @@ cdef class Plan:
         call.split[1] = split_wide
         call.turn_in = turn_in
         call.turn_out = turn_out
-        total = batch * self.tasks
+        lone = threads == 1 and self.lone_tasks > 0
+        total = batch * (self.lone_tasks if lone else self.tasks)
         if total == 0 or cnp.PyArray_SIZE(y) == 0:
             return 1
         call.chunks = self.least_chunks
@@ -227,18 +231,20 @@ cdef class Plan:
         if buffer is None or cnp.PyArray_NBYTES(buffer) < size * threads:
             buffer = aligned(size * threads // REAL_BYTES)
         vallow(cnp.PyArray_DATA(buffer), size * threads)
-        team = self.drive(&call, total, batch, threads, <char *>cnp.PyArray_DATA(buffer), size)
+        team = self.drive(
+            self.lone_plan if lone else self.self_plan, &call, total, batch, threads,
+            <char *>cnp.PyArray_DATA(buffer), size,
+        )
         if not _scratch and cnp.PyArray_NBYTES(buffer) <= SCRATCH_KEPT * threads:
             _scratch.append(buffer)
         return team
 
     cdef int drive(
-        self, const Call *call, Py_ssize_t total, Py_ssize_t batch, int threads,
+        self, const void *plan, const Call *call, Py_ssize_t total, Py_ssize_t batch, int threads,
         char *scratch, Py_ssize_t size,
     ) except -1:
         """All tasks, with a look at pending signals (Ctrl-C) now and then."""
         cdef Task task = self.task
-        cdef const void *plan = self.self_plan
         cdef double parts = self.multiplications * batch / SIGNAL_MULTIPLICATIONS
         cdef Py_ssize_t part = total, first, last, i
         cdef int team = 1
@@ -536,13 +542,12 @@ cdef class Tiles(Plan):
         self.self_plan = p
 
 
-cdef void taps_sides(TapsPlan *p, Py_ssize_t most):
-    """Boxes of at most `most` positions of depth x height that load the fewest input rows."""
+cdef void taps_sides(TapsPlan *p, Py_ssize_t most, Py_ssize_t boxes):
+    """Boxes of at most `most` positions of depth x height that load the fewest input rows, and at
+    least so many boxes."""
     cdef const Axis *depth = &p.axes[0]
     cdef const Axis *height = &p.axes[1]
-    cdef Py_ssize_t fewest = min(
-        LEAST_BOXES, max(depth.grid, height.grid), depth.grid * height.grid
-    )
+    cdef Py_ssize_t fewest = min(boxes, max(depth.grid, height.grid), depth.grid * height.grid)
     cdef Py_ssize_t loads, planes, rows, d, h, best = -1
     for d in range(1, max(min(depth.grid, most), 1) + 1):
         planes = even_part(depth.grid, d)
@@ -562,21 +567,25 @@ cdef Py_ssize_t loaded_rows(const Axis *axis, Py_ssize_t side):
     return ceil_div(axis.grid, side) * min(side + axis.high - axis.low, axis.size)
 
 
-cdef Py_ssize_t sum_reach(const Axis *width, Py_ssize_t side, Py_ssize_t lines):
-    """Positions that a sum needs: its margin, and what the tiles of any box add to."""
-    cdef Py_ssize_t end = (lines - 1) * side + ceil_div(side, _VECTOR) * _VECTOR
-    cdef Py_ssize_t lo, first, n
+cdef Py_ssize_t sum_reach(const TapsPlan *p):
+    """Positions from sum to sum: a margin, and what is stored. What the tiles of any box add beyond
+    that goes to the next sum's margin, or where it is more than that has room of its own."""
+    cdef const Axis *width = &p.axes[2]
+    cdef Py_ssize_t side = p.side[2]
+    cdef Py_ssize_t stored = (p.lines - 1) * side + ceil_div(side, _VECTOR) * _VECTOR
+    cdef Py_ssize_t end = stored, lo, first, n
     for lo from 0 <= lo < width.grid by side:
         first = max(lo + width.low, 0)
-        n = lines * (min(min(lo + side, width.grid) + width.high, width.size) - first)
+        n = p.lines * (min(min(lo + side, width.grid) + width.high, width.size) - first)
         end = max(end, first - lo - width.low + ceil_div(n, _VECTOR) * _VECTOR)
-    return ceil_div(width.high - width.low + end, _VECTOR) * _VECTOR
+    return ceil_div(p.left + (stored if end <= stored + p.left else end), _VECTOR) * _VECTOR
 
 
 cdef class Taps(Plan):
     """A problem prepared for the taps algorithm; `kernel` is used as it is."""
 
     cdef TapsPlan plan
+    cdef TapsPlan lone
 
     def __init__(
         self, axes, Py_ssize_t channels, Py_ssize_t filters, bint channels_last,
@@ -584,7 +593,7 @@ cdef class Taps(Plan):
     ):
         """axes: records of `set_axis`; kernel: (kd, kh, kw, filters, channels) contiguous."""
         cdef TapsPlan *p = &self.plan
-        cdef Py_ssize_t row
+        cdef Py_ssize_t row, most
         cdef double rows, work
         cdef Room room
         cdef int a
@@ -603,7 +612,8 @@ cdef class Taps(Plan):
         p.no_bias = reals(no_bias)
         p.streams = p.axes[2].stride * filters
         p.side[2] = even_part(p.axes[2].grid, 256)
-        p.left = p.axes[2].high - p.axes[2].low
+        # A whole number of vectors: the sums of taps without offset lie within cache lines.
+        p.left = ceil_div(p.axes[2].high - p.axes[2].low, _VECTOR) * _VECTOR
         p.overlap = any([len(taps) > 1 for axis in axes for _, _, taps in axis[3]])
         p.plain = not p.overlap
         for a in range(3):
@@ -621,7 +631,7 @@ cdef class Taps(Plan):
         p.lines = 1
         if p.plain and (p.woven > 0 or not channels_last) and p.axes[2].grid < LINE:
             p.lines = even_part(p.axes[1].grid, LINE // p.axes[2].grid)
-        p.reach = sum_reach(&p.axes[2], p.side[2], p.lines)
+        p.reach = sum_reach(p)
         for a in range(2):
             by_tap = sorted([
                 (tap, first, count, offset)
@@ -643,10 +653,16 @@ cdef class Taps(Plan):
         row = p.axes[0].stride * p.axes[1].stride * p.streams * p.reach * REAL_BYTES
         rows = <double>max(p.axes[0].grid * p.axes[1].grid, 1)
         work = max(multiplications * TAPS_SLOWER / SIGNAL_MULTIPLICATIONS, 1.0)
-        taps_sides(p, <Py_ssize_t>max(min(SUMS_BYTES // row, rows / work), 1.0))
+        most = <Py_ssize_t>max(min(SUMS_BYTES // row, rows / work), 1.0)
+        taps_sides(p, most, LEAST_BOXES)
         if p.lines > 1:
             p.side[0] = 1
             p.side[1] = p.lines
+        self.lone = self.plan
+        if p.lines == 1:  # sums do not depend on the box
+            taps_sides(&self.lone, most, 1)
+        self.lone_tasks = box_count(self.lone.side, self.lone.axes)
+        self.lone_plan = &self.lone
         self.channels_last = channels_last
         self.multiplications = multiplications * TAPS_SLOWER
         self.tasks = box_count(p.side, p.axes)
@@ -654,7 +670,7 @@ cdef class Taps(Plan):
         self.cheap_chunks = 1
         self.least_chunks = 1
         self.most_chunks = 1
-        self.scratch = taps_scratch(p, NULL, &room)
+        self.scratch = max(taps_scratch(p, NULL, &room), taps_scratch(&self.lone, NULL, &room))
         self.task = taps_task
         self.self_plan = p
 

@@ -14,11 +14,13 @@
 #
 # A stream is a (phase of the width, filter): [phase][filter] for channels_last and
 # [filter][phase] for channels_first, the order in which they alternate in memory. Sums have
-# a margin left and right, so that shifted rows need no bounds; the margins are dropped.
+# a margin before them, so that shifted rows need no bounds: what falls beyond a sum on either side
+# goes to its own margin or the next one's, and is dropped.
 #
 # Without overlap of the taps (kernel = stride) every sum has one addend, and short rows share a
-# panel (`lines`), side by side; woven.pxd does not keep their sums. Whatever is added to an output comes by input row, block of
-# channels, position, each ascending: the order depends neither on the box nor on blocks of NR.
+# panel (`lines`), side by side; woven.pxd does not keep their sums. Whatever is added to an
+# output comes by input row, block of channels, position, each ascending: the order depends
+# neither on the box nor on blocks of NR.
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 from call cimport Call
@@ -38,8 +40,8 @@ cdef struct Taps:
     Py_ssize_t filters
     Py_ssize_t rows  # taps of the width x filters: rows of the tile per tap of depth, height
     Py_ssize_t streams
-    Py_ssize_t left  # margin of the sums
-    Py_ssize_t reach  # length of a sum: margins and positions
+    Py_ssize_t left  # margin of a sum
+    Py_ssize_t reach  # from sum to sum: margin and positions
     Py_ssize_t lines  # input rows that lie in a panel side by side
     bint overlap
     bint plain  # every sum has one addend
@@ -73,15 +75,16 @@ cdef inline Py_ssize_t panel_row(const Taps *p) noexcept nogil:
     return n + VECTOR if n % 256 == 0 else n
 
 
-cdef inline Py_ssize_t sum_rows(const Taps *p) noexcept nogil:
-    return p.side[0] * p.axes[0].stride * p.side[1] // p.lines * p.axes[1].stride
+cdef inline Py_ssize_t sum_reals(const Taps *p) noexcept nogil:
+    cdef Py_ssize_t rows = p.side[0] * p.axes[0].stride * p.side[1] // p.lines * p.axes[1].stride
+    return rows * p.streams * p.reach + p.left
 
 
 cdef inline Py_ssize_t taps_scratch(const Taps *p, char *scratch, Room *room) noexcept nogil:
     # Cuts `scratch` into `room`; returns its size in bytes.
     cdef Py_ssize_t rows = (p.taps[0] * p.taps[1] * p.rows + MR) * sizeof(void *)
     cdef Scratch memory = scratch_at(scratch)
-    room.sums = <real *>cut(&memory, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
+    room.sums = <real *>cut(&memory, sum_reals(p) * REAL_BYTES)
     room.panel = <real *>cut(&memory, p.channels * panel_row(p) * REAL_BYTES)
     room.mixed = <real *>cut(&memory, p.streams * (p.reach + 2 * VECTOR) * REAL_BYTES)
     room.weights = <const real **>cut(&memory, rows)
@@ -313,7 +316,7 @@ cdef inline void taps_task(
     y = call.y + index // boxes * call.y_step[0]
     woven = stores_woven(p, call, &box)
     if not p.plain:
-        memset(room.sums, 0, sum_rows(p) * p.streams * p.reach * REAL_BYTES)
+        memset(room.sums, 0, sum_reals(p) * REAL_BYTES)
     memset(room.panel, 0, p.channels * row * REAL_BYTES)  # positions that no row fills
     if n > 0:
         for d in range(

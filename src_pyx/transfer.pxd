@@ -242,6 +242,27 @@ cdef inline void turn(
                     vstore(target + (i + s) * streams + g, rows[s])
 
 
+cdef inline void weave_some(
+    const real *source, Py_ssize_t step, const real *bias, Py_ssize_t streams, int count, int rounds,
+    Py_ssize_t n, real *target,
+) noexcept nogil:
+    # As weave, but for the last of `count` streams: what a voxel spills into the next is overwritten.
+    cdef vf rows[STREAMS]
+    cdef real voxels[STREAMS * VECTOR]
+    cdef Py_ssize_t i, v
+    cdef int s
+    for i from 0 <= i < n by VECTOR:
+        for s in range(count):
+            rows[s] = vset(0)
+            if s < streams:
+                rows[s] = vadd(vload(source + s * step + i), vset(bias[s]))
+        shuffle(rows, count, rounds)
+        for s in range(count):
+            vstore(voxels + s * VECTOR, rows[s])
+        for v in range(VECTOR):
+            memcpy(target + (i + v) * streams, voxels + v * count, count * REAL_BYTES)
+
+
 cdef inline bint exact(Py_ssize_t streams) noexcept nogil:
     # Whether nothing is stored behind the streams when they are interleaved.
     return streams % VECTOR == 0 or streams in (1, 2, 4, 8)
@@ -263,6 +284,10 @@ cdef inline void interleave(
         weave(source, step, bias, 4, 2, n, target, stream)
     elif streams == 8 and VECTOR > 8:
         weave(source, step, bias, 8, 3, n, target, stream)
+    elif streams == 3 and VECTOR > 4:
+        weave_some(source, step, bias, streams, 4, 2, n, target)
+    elif 4 < streams < 8 and VECTOR > 8:
+        weave_some(source, step, bias, streams, 8, 3, n, target)
     else:
         turn(source, step, bias, streams, n, target, stream)
 
