@@ -188,14 +188,24 @@ cdef inline Py_ssize_t lanes_scratch(
     return memory.size
 
 
+cdef inline void clear_columns(
+    const Lanes *p, real *row, Py_ssize_t first, Py_ssize_t stop
+) noexcept nogil:
+    # Zeros in a row of every channel. A loop of few stores: GCC would call memset for each channel.
+    cdef Py_ssize_t c, i
+    for i in range(first, stop):
+        for c in range(p.channels):
+            row[c * p.lane + i] = 0
+
+
 cdef inline void load_planes(
     const Lanes *p, const Call *call, const real *x, const Box *box, real *image
 ) noexcept nogil:
+    # The inputs of a box, zeros beyond the edges.
     cdef Py_ssize_t first[3]
     cdef Py_ssize_t lo[3]
     cdef Py_ssize_t hi[3]
-    cdef bint clipped = False
-    cdef Py_ssize_t d, h, c
+    cdef Py_ssize_t d, h, c, n
     cdef const real *row
     cdef real *target
     cdef int a
@@ -203,26 +213,32 @@ cdef inline void load_planes(
         first[a] = box.lo[a] + p.axes[a].low
         lo[a] = max(first[a], 0)
         hi[a] = min(box.hi[a] + p.axes[a].high, p.axes[a].size)
-        clipped = clipped or lo[a] > first[a] or hi[a] < first[a] + p.side[a] + (
-            p.axes[a].high - p.axes[a].low
-        )
-    if clipped:
-        memset(image, 0, image_reals(p) * REAL_BYTES)
-    for d in range(lo[0], hi[0]):
-        for h in range(lo[1], hi[1]):
-            row = x + d * call.x_step[1] + h * call.x_step[2] + lo[2] * call.x_step[3]
-            target = (
-                image + (d - first[0]) * p.channels * p.lane + (h - first[1]) * p.pitch
-                + lo[2] - first[2]
-            )
-            if p.channels_last:
-                transpose_into(row, call.x_step[3], hi[2] - lo[2], p.channels, target, p.lane)
+    n = max(hi[2] - lo[2], 0)
+    for d in range(first[0], box.hi[0] + p.axes[0].high):
+        target = image + (d - first[0]) * p.channels * p.lane
+        if d < lo[0] or d >= hi[0]:
+            memset(target, 0, p.channels * p.lane * REAL_BYTES)
+            continue
+        for h in range(first[1], box.hi[1] + p.axes[1].high):
+            if h < lo[1] or h >= hi[1] or n == 0:
+                for c in range(p.channels):
+                    memset(target + c * p.lane, 0, p.pitch * REAL_BYTES)
+                target += p.pitch
                 continue
-            for c in range(p.channels):
-                memcpy(
-                    target + c * p.lane, row + c * call.x_channel,
-                    max(hi[2] - lo[2], 0) * REAL_BYTES,
+            row = x + d * call.x_step[1] + h * call.x_step[2] + lo[2] * call.x_step[3]
+            clear_columns(p, target, 0, lo[2] - first[2])
+            clear_columns(p, target, lo[2] - first[2] + n, p.pitch)
+            if p.channels_last:
+                transpose_into(
+                    row, call.x_step[3], n, p.channels, target + lo[2] - first[2], p.lane
                 )
+            else:
+                for c in range(p.channels):
+                    memcpy(
+                        target + c * p.lane + lo[2] - first[2], row + c * call.x_channel,
+                        n * REAL_BYTES,
+                    )
+            target += p.pitch
 
 
 cdef inline Py_ssize_t point_taps(
