@@ -230,7 +230,7 @@ cdef inline void load_planes(
             clear_columns(p, target, lo[2] - first[2] + n, p.pitch)
             if p.channels_last:
                 transpose_into(
-                    row, call.x_step[3], n, p.channels, target + lo[2] - first[2], p.lane
+                    row, call.x_step[3], n, p.channels, target + lo[2] - first[2], p.lane, True
                 )
             else:
                 for c in range(p.channels):

@@ -16,6 +16,7 @@ cdef extern from "simd.h" nogil:
         MOST_VECTORS  # of positions, in a tile of the lanes algorithm
         MOST_FILTERS  # of such a tile
         ROWS  # rows of the depthwise tile, a power of two
+        PART_STORES  # whether vstore_part is quick
         REAL_BYTES
         VECTOR_BYTES
         GAP  # bytes between parts of the scratch memory
@@ -24,12 +25,15 @@ cdef extern from "simd.h" nogil:
     vf vload(const real *p)
     vf vload_part(const real *p, Py_ssize_t n)  # 0 < n < VECTOR reals, then zeros
     void vstore(real *p, vf v)
+    void vstore_part(real *p, vf v, Py_ssize_t n)  # the first n, 0 < n < VECTOR
     void vstream(real *p, vf v)
     void vfence()
     void vprefetch(real *p)  # the cache line around p, for writing
     void vfetch(const real *p)  # for reading
     void vfetch_far(const real *p)  # the same, later
     void vtranspose(vf *v)  # VECTOR vectors: columns become rows
+    # target[j][i] = source[i][j] for i, j < VECTOR
+    void vturn(const real *source, Py_ssize_t step, real *target, Py_ssize_t target_step)
     vf vset(real s)
     vf vadd(vf a, vf b)
     vf vsub(vf a, vf b)

@@ -102,7 +102,7 @@ cdef inline void load_rows(
     if p.channels_last:
         for i in range(lines):
             transpose_into(
-                x + i * call.x_step[2], call.x_step[3], n, p.channels, panel + i * n, row
+                x + i * call.x_step[2], call.x_step[3], n, p.channels, panel + i * n, row, False
             )
     else:
         for c in range(p.channels):

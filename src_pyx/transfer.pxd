@@ -6,8 +6,9 @@
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 from simd cimport (
-    real, vf, VECTOR, LOG2_VECTOR, VECTOR_BYTES, REAL_BYTES,
-    vadd, vfetch, vload, vprefetch, vset, vstore, vstream, vtranspose, vzip_lo, vzip_hi,
+    real, vf, VECTOR, LOG2_VECTOR, PART_STORES, VECTOR_BYTES, REAL_BYTES,
+    vadd, vfetch, vload, vprefetch, vset, vstore, vstore_part, vstream, vtranspose, vturn,
+    vzip_lo, vzip_hi,
 )
 
 
@@ -85,19 +86,6 @@ cdef inline void shuffle(vf *rows, int count, int rounds) noexcept nogil:
             turned[2 * i + 1] = vzip_hi(rows[i], rows[i + count // 2])
         for i in range(count):
             rows[i] = turned[i]
-
-
-cdef inline void transpose_block(
-    const real *source, Py_ssize_t source_step, real *target, Py_ssize_t target_step
-) noexcept nogil:
-    # target[j][i] = source[i][j] for i, j < VECTOR
-    cdef vf rows[VECTOR]
-    cdef int i
-    for i in range(VECTOR):
-        rows[i] = vload(source + i * source_step)
-    vtranspose(rows)
-    for i in range(VECTOR):
-        vstore(target + i * target_step, rows[i])
 
 
 cdef inline void gather_block(
@@ -183,21 +171,41 @@ cdef inline void weave(
                 vstore(target + count * i + s * VECTOR, rows[s])
 
 
+cdef inline void turn_short(
+    const real *source, Py_ssize_t source_step, Py_ssize_t rows, real *target, Py_ssize_t target_step
+) noexcept nogil:
+    # target[j][i] = source[i][j] for i < rows < VECTOR, j < VECTOR
+    cdef vf turned[VECTOR]
+    cdef Py_ssize_t i
+    for i in range(VECTOR):
+        turned[i] = vload(source + min(i, rows - 1) * source_step)
+    vtranspose(turned)
+    for i in range(VECTOR):
+        vstore_part(target + i * target_step, turned[i], rows)
+
+
 cdef inline void transpose_into(
     const real *source, Py_ssize_t source_step, Py_ssize_t rows, Py_ssize_t columns,
-    real *target, Py_ssize_t target_step,
+    real *target, Py_ssize_t target_step, bint fetch,
 ) noexcept nogil:
-    # target[j][i] = source[i][j] for i < rows, j < columns; nothing else is touched.
+    # target[j][i] = source[i][j] for i < rows, j < columns; nothing else is touched. `fetch`: the
+    # source is far, and the order too wild for the machine to guess.
     cdef Py_ssize_t i, j, k
     cdef Py_ssize_t done = 0
-    if rows >= VECTOR and columns >= VECTOR:  # last blocks overlap the ones before
+    if PART_STORES and 0 < rows < VECTOR <= columns:
+        for j from 0 <= j < columns by VECTOR:  # the last block overlaps the one before
+            j = min(j, columns - VECTOR)
+            turn_short(source + j, source_step, rows, target + j * target_step, target_step)
+        return
+    if rows >= VECTOR and columns >= VECTOR:  # so do these
         for i from 0 <= i < rows by VECTOR:
             i = min(i, rows - VECTOR)
             for j from 0 <= j < columns by VECTOR:
                 j = min(j, columns - VECTOR)
-                for k in range(VECTOR):  # the order is too wild for the machine to guess
-                    vfetch(source + (i + VECTOR + k) * source_step + j)
-                transpose_block(
+                if fetch:
+                    for k in range(VECTOR):
+                        vfetch(source + (i + VECTOR + k) * source_step + j)
+                vturn(
                     source + i * source_step + j, source_step,
                     target + j * target_step + i, target_step,
                 )
