@@ -659,7 +659,7 @@ cdef class Taps(Plan):
             p.side[0] = 1
             p.side[1] = p.lines
         self.lone = self.plan
-        if p.lines == 1:  # sums do not depend on the box
+        if not p.plain:  # rows are loaded for several boxes; sums do not depend on the box
             taps_sides(&self.lone, most, 1)
         self.lone_tasks = box_count(self.lone.side, self.lone.axes)
         self.lone_plan = &self.lone

@@ -317,7 +317,8 @@ cdef inline void taps_task(
     woven = stores_woven(p, call, &box)
     if not p.plain:
         memset(room.sums, 0, sum_reals(p) * REAL_BYTES)
-    memset(room.panel, 0, p.channels * row * REAL_BYTES)  # positions that no row fills
+    if n < row:  # positions that no input fills
+        memset(room.panel, 0, p.channels * row * REAL_BYTES)
     if n > 0:
         for d in range(
             max(box.lo[0] + p.axes[0].low, 0),
