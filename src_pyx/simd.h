@@ -308,6 +308,28 @@ INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t ta
         }
     }
 }
+#elif VECTOR_BYTES == 64
+INLINE vf vhalves(const real *a, const real *b) {
+    const __m512d half = _mm512_castpd256_pd512(_mm256_loadu_pd(a));
+    return (vf)_mm512_insertf64x4(half, _mm256_loadu_pd(b), 1);
+}
+INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t target_step) {
+    for (int column = 0; column < VECTOR; column += 4) {
+        vf v[4], t[4];
+        for (int i = 0; i < 4; i++) {
+            v[i] = vhalves(source + i * step + column, source + (i + 4) * step + column);
+        }
+        for (int i = 0; i < 4; i += 2) {
+            t[i] = SHUFFLE_(v[i], v[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+            t[i + 1] = SHUFFLE_(v[i], v[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+        }
+        for (int i = 0; i < 2; i++) {
+            real *row = target + (column + i) * target_step;
+            vstore(row, SHUFFLE_(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13));
+            vstore(row + 2 * target_step, SHUFFLE_(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15));
+        }
+    }
+}
 #else
 INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t target_step) {
     vf v[VECTOR];

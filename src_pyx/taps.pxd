@@ -97,12 +97,14 @@ cdef inline void load_rows(
     const Taps *p, const Call *call, const real *x, Py_ssize_t lines, Py_ssize_t n,
     Py_ssize_t row, real *panel,
 ) noexcept nogil:
-    # panel[channel][line * n + position] = the input rows
+    # panel[channel][line * n + position] = the input rows. `multiply_row` had them fetched: nearer
+    # yet would cost the quickest of transposes more than it saves.
     cdef Py_ssize_t c, i
+    cdef bint fetch = VECTOR_BYTES < 64 or REAL_BYTES > 4
     if p.channels_last:
         for i in range(lines):
             transpose_into(
-                x + i * call.x_step[2], call.x_step[3], n, p.channels, panel + i * n, row, False
+                x + i * call.x_step[2], call.x_step[3], n, p.channels, panel + i * n, row, fetch
             )
     else:
         for c in range(p.channels):
