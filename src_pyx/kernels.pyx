@@ -45,8 +45,9 @@ cdef int REAL_TYPE = cnp.NPY_FLOAT32 if REAL_BYTES == 4 else cnp.NPY_FLOAT64
 cdef Py_ssize_t ROW_REALS = 4 << 10
 cdef Py_ssize_t BAND_REALS = 2 << 10
 cdef Py_ssize_t BOX_REALS = 16 << 10
-# Parts of the second-level cache, which is larger where AVX-512 is.
-cdef Py_ssize_t SUMS_BYTES = (384 if VECTOR_BYTES > 32 else 256) << 10
+# Parts of the second-level cache, which is larger where AVX-512 is. Sums of float64 take more of it
+# there: in boxes of half the rows a third more would be loaded.
+cdef Py_ssize_t SUMS_BYTES = (256 if VECTOR_BYTES <= 32 else 384 if REAL_BYTES < 8 else 640) << 10
 cdef Py_ssize_t IMAGES_BYTES = 640 << 10
 cdef Py_ssize_t MOST_IMAGES_BYTES = 4 << 20  # of a thread
 cdef Py_ssize_t ROWS_REALS = 2 << 10  # in the first-level cache, for a second pass
