@@ -24,7 +24,7 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
-from report import floor_ms
+from report import floors_ms
 from ring import HERE, VENVS, Entry, Options, Process, exclusive, interpreters, race_row
 from rows import Row, select
 
@@ -98,7 +98,11 @@ def alternate(one: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, 
 
 
 def scaling(options: Settings) -> None:
-    """The same layer on 1 and on 2 threads, in alternating rounds, and both floors after them."""
+    """The same layer on 1 and on 2 threads, in alternating rounds, and the floors after them.
+
+    The bar is what the larger floor gains, almost always the multiply-adds'. What the traffic
+    gains is printed too: a row that waits for both cannot gain more than something between.
+    """
     entry = ours(options, "conv3dt", {"RACE_ALGORITHM": options.algorithm})
     meter = Entry("floor", "floor", interpreters(options.venvs, options.python)["floor"])
     processes = [replace(entry, name=str(t)).start(t) for t in (1, 2)]
@@ -109,16 +113,23 @@ def scaling(options: Settings) -> None:
         with exclusive(options.lock):
             floors = both_floors(row, raced, meters)
         gain = raced["contestants"]["1"]["ms"] / raced["contestants"]["2"]["ms"]
-        own = floors[0] / floors[1]
+        own = max(floors[0]) / max(floors[1])
+        traffic = floors[0][1] / floors[1][1]
+        share = floors[1][1] / max(floors[1])
         parts.append(gain / own)
-        print(f"scaling: {row.id}: {gain:.2f}, machine {own:.2f}: {gain / own:.3f} (≥ 0.93)")
+        print(
+            f"scaling: {row.id}: {gain:.2f}, machine {own:.2f}: {gain / own:.3f} (≥ 0.93); "
+            f"its traffic, {share:.2f} of the floor's time, gains {traffic:.2f}"
+        )
     summary("scaling", parts)
     for process in [*processes, *meters]:
         process.close()
 
 
-def both_floors(row: Row, raced: dict[str, Any], meters: list[Process]) -> list[float]:
-    """Milliseconds of the row's floor on 1 and on 2 threads: the best probes of 7 rounds."""
+def both_floors(
+    row: Row, raced: dict[str, Any], meters: list[Process]
+) -> list[tuple[float, float]]:
+    """Milliseconds of the row's floors on 1 and on 2 threads: the best probes of 7 rounds."""
     best: list[dict[str, float]] = [{}, {}]
     for meter in meters:
         meter.ask("prepare", row=row.to_json())
@@ -126,7 +137,7 @@ def both_floors(row: Row, raced: dict[str, Any], meters: list[Process]) -> list[
         for found, meter in zip(best, meters, strict=True):
             for name, value in meter.ask("measure").items():
                 found[name] = max(value, found.get(name, 0.0))
-    return [floor_ms({**raced, "floor": found}) for found in best]
+    return [floors_ms({**raced, "floor": found}) for found in best]
 
 
 def float64(options: Settings) -> None:

@@ -32,11 +32,16 @@ def ratio(raced: Raced, results: Raced) -> float | None:
 
 
 def floor_ms(raced: Raced) -> float:
-    """max(multiply-adds at the FMA peak, input and weights read + output written)."""
+    """The larger of the two."""
+    return max(floors_ms(raced))
+
+
+def floors_ms(raced: Raced) -> tuple[float, float]:
+    """Multiply-adds at the FMA peak; input and weights read + output written."""
     measured, row = raced["floor"], raced["bytes"]
     compute = raced["needed_gflop"] * 1e9 / measured["fma"]
     traffic = (row["x"] + row["weights"]) / measured["read"] + row["y"] / measured["write"]
-    return 1e3 * float(max(compute, traffic))
+    return 1e3 * float(compute), 1e3 * float(traffic)
 
 
 def fraction(raced: Raced, results: Raced) -> float | None:
