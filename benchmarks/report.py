@@ -32,7 +32,7 @@ def ratio(raced: Raced, results: Raced) -> float | None:
 
 
 def floor_ms(raced: Raced) -> float:
-    """The larger of the two."""
+    """The larger of a row's floors."""
     return max(floors_ms(raced))
 
 

@@ -273,63 +273,45 @@ INLINE void vtranspose(vf *v) { /* VECTOR vectors: columns become rows */
     }
 }
 #endif
-/* target[j][i] = source[i][j]: halves of two rows are joined as they are loaded, and two levels of
- * shuffles stay within 16 bytes: a third less time than loads and vtranspose, where that counts. */
-#if VECTOR_BYTES == 64 && REAL_BYTES == 4
-#define LO_QUARTERS_ 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
-#define HI_QUARTERS_ 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
-#define LO_PAIRS_ 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define HI_PAIRS_ 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define LO_FOURS_ 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define HI_FOURS_ 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-INLINE vf vhalves(const real *a, const real *b) {
-    const __m512 half = _mm512_castps256_ps512(_mm256_loadu_ps(a));
-    return (vf)_mm512_insertf32x8(half, _mm256_loadu_ps(b), 1);
+/* target[j][i] = source[i][j]: halves of two rows are joined as they are loaded, and all shuffles but
+ * the last stay within 16 bytes: a third less time than loads and vtranspose, where that counts. */
+#if VECTOR_BYTES == 64
+#define STEP (8 / REAL_BYTES) /* reals that the second shuffle moves together */
+INLINE __m512i vhalves(const real *a, const real *b) {
+    const __m512i half = _mm512_castsi256_si512(_mm256_loadu_si256((const void *)a));
+    return _mm512_inserti64x4(half, _mm256_loadu_si256((const void *)b), 1);
 }
 INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t target_step) {
-    for (int column = 0; column < VECTOR; column += 8) {
-        vf v[8], t[8];
-        for (int i = 0; i < 8; i++) {
-            v[i] = vhalves(source + i * step + column, source + (i + 8) * step + column);
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const __m512i high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    for (int column = 0; column < VECTOR; column += VECTOR / 2) {
+        const real *far = source + VECTOR / 2 * step;
+        __m512i v[VECTOR / 2], t[VECTOR / 2];
+        for (int i = 0; i < VECTOR / 2; i++) {
+            v[i] = vhalves(source + i * step + column, far + i * step + column);
         }
-        for (int i = 0; i < 8; i += 2) {
-            t[i] = SHUFFLE(v[i], v[i + 1], LO_QUARTERS_);
-            t[i + 1] = SHUFFLE(v[i], v[i + 1], HI_QUARTERS_);
+#if REAL_BYTES == 4
+        for (int i = 0; i < VECTOR / 2; i += 2) {
+            const __m512i even = v[i], odd = v[i + 1];
+            v[i] = _mm512_unpacklo_epi32(even, odd);
+            v[i + 1] = _mm512_unpackhi_epi32(even, odd);
         }
-        for (int i = 0; i < 8; i += 4) {
-            v[i] = SHUFFLE(t[i], t[i + 2], LO_PAIRS_);
-            v[i + 1] = SHUFFLE(t[i], t[i + 2], HI_PAIRS_);
-            v[i + 2] = SHUFFLE(t[i + 1], t[i + 3], LO_PAIRS_);
-            v[i + 3] = SHUFFLE(t[i + 1], t[i + 3], HI_PAIRS_);
+#endif
+        for (int i = 0; i < VECTOR / 2; i += 2 * STEP) {
+            for (int j = 0; j < STEP; j++) {
+                t[i + 2 * j] = _mm512_unpacklo_epi64(v[i + j], v[i + j + STEP]);
+                t[i + 2 * j + 1] = _mm512_unpackhi_epi64(v[i + j], v[i + j + STEP]);
+            }
         }
-        for (int i = 0; i < 4; i++) {
-            vstore(target + (column + i) * target_step, SHUFFLE(v[i], v[i + 4], LO_FOURS_));
-            vstore(target + (column + 4 + i) * target_step, SHUFFLE(v[i], v[i + 4], HI_FOURS_));
-        }
-    }
-}
-#elif VECTOR_BYTES == 64
-INLINE vf vhalves(const real *a, const real *b) {
-    const __m512d half = _mm512_castpd256_pd512(_mm256_loadu_pd(a));
-    return (vf)_mm512_insertf64x4(half, _mm256_loadu_pd(b), 1);
-}
-INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t target_step) {
-    for (int column = 0; column < VECTOR; column += 4) {
-        vf v[4], t[4];
-        for (int i = 0; i < 4; i++) {
-            v[i] = vhalves(source + i * step + column, source + (i + 4) * step + column);
-        }
-        for (int i = 0; i < 4; i += 2) {
-            t[i] = SHUFFLE_(v[i], v[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-            t[i + 1] = SHUFFLE_(v[i], v[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-        }
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 2 * STEP; i++) {
             real *row = target + (column + i) * target_step;
-            vstore(row, SHUFFLE_(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13));
-            vstore(row + 2 * target_step, SHUFFLE_(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15));
+            const __m512i a = t[i], b = t[i + 2 * STEP];
+            vstore(row, (vf)_mm512_permutex2var_epi64(a, low, b));
+            vstore(row + 2 * STEP * target_step, (vf)_mm512_permutex2var_epi64(a, high, b));
         }
     }
 }
+#undef STEP
 #else
 INLINE void vturn(const real *source, ptrdiff_t step, real *target, ptrdiff_t target_step) {
     vf v[VECTOR];

@@ -152,16 +152,19 @@ cdef inline void separate(
 
 
 cdef inline void weave(
-    const real *source, Py_ssize_t step, const real *bias, int count, int rounds,
+    const real *source, Py_ssize_t step, const real *bias, Py_ssize_t streams, int count, int rounds,
     Py_ssize_t n, real *target, bint stream,
 ) noexcept nogil:
-    # target[count*i + s] = source[s][i] + bias[s] for i < n, a whole number of vectors.
+    # target[count*i + s] = source[s][i] + bias[s] for i < n, a whole number of vectors, and s <
+    # streams; zeros for the other of `count`.
     cdef vf rows[STREAMS]
     cdef Py_ssize_t i
     cdef int s
     for i from 0 <= i < n by VECTOR:
         for s in range(count):
-            rows[s] = vadd(vload(source + s * step + i), vset(bias[s]))
+            rows[s] = vset(0)
+            if s < streams:
+                rows[s] = vadd(vload(source + s * step + i), vset(bias[s]))
         shuffle(rows, count, rounds)
         if stream:
             for s in range(count):
@@ -254,19 +257,11 @@ cdef inline void weave_some(
     const real *source, Py_ssize_t step, const real *bias, Py_ssize_t streams, int count, int rounds,
     Py_ssize_t n, real *target,
 ) noexcept nogil:
-    # As weave, but for the last of `count` streams: what a voxel spills into the next is overwritten.
-    cdef vf rows[STREAMS]
+    # Without the zeros of weave: what a voxel spills into the next is overwritten.
     cdef real voxels[STREAMS * VECTOR]
     cdef Py_ssize_t i, v
-    cdef int s
     for i from 0 <= i < n by VECTOR:
-        for s in range(count):
-            rows[s] = vset(0)
-            if s < streams:
-                rows[s] = vadd(vload(source + s * step + i), vset(bias[s]))
-        shuffle(rows, count, rounds)
-        for s in range(count):
-            vstore(voxels + s * VECTOR, rows[s])
+        weave(source + i, step, bias, streams, count, rounds, VECTOR, voxels, False)
         for v in range(VECTOR):
             memcpy(target + (i + v) * streams, voxels + v * count, count * REAL_BYTES)
 
@@ -285,13 +280,13 @@ cdef inline void interleave(
     # an aligned target.
     n = (n + VECTOR - 1) // VECTOR * VECTOR
     if streams == 1:
-        weave(source, step, bias, 1, 0, n, target, stream)
+        weave(source, step, bias, 1, 1, 0, n, target, stream)
     elif streams == 2 and VECTOR >= 2:
-        weave(source, step, bias, 2, 1, n, target, stream)
+        weave(source, step, bias, 2, 2, 1, n, target, stream)
     elif streams == 4 and VECTOR >= 4:
-        weave(source, step, bias, 4, 2, n, target, stream)
+        weave(source, step, bias, 4, 4, 2, n, target, stream)
     elif streams == 8 and VECTOR > 8:
-        weave(source, step, bias, 8, 3, n, target, stream)
+        weave(source, step, bias, 8, 8, 3, n, target, stream)
     elif streams == 3 and VECTOR > 4:
         weave_some(source, step, bias, streams, 4, 2, n, target)
     elif 4 < streams < 8 and VECTOR > 8:
